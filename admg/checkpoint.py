@@ -249,7 +249,7 @@ def _targets(weights: Weights, config: ModelConfig) -> dict[str, Tensor]:
             (layer.gate_up_bias, halves, "mlp.{}_proj.bias"),
         ):
             if fused is not None:
-                parts = fused.split(list(rows.values()))
+                parts = fused.split_with_sizes(list(rows.values()))
                 expected |= {suffix.format(w): p for w, p in zip(rows, parts, strict=True)}
         targets |= {f"model.layers.{i}.{n}": t for n, t in expected.items() if t is not None}
     return targets

@@ -34,7 +34,8 @@ no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids suppress_tokens
 begin_suppress_tokens forced_bos_token_id forced_eos_token_id exponential_decay_length_penalty
 """
 
-_FINE = frozenset(f"{_REQUIRED} {_HANDLED} {_HARMLESS}".split())
+_READ = frozenset(f"{_REQUIRED} {_HANDLED}".split())
+_IGNORED = frozenset(_HARMLESS.split())
 
 # Fields that ask for something we do not have, with the values that ask for nothing. The biases
 # and windows stand here for the families that do not have them.
@@ -66,24 +67,29 @@ def refuse(condition: bool, name: str, value: object, right: str) -> None:
         raise ValueError(f"{name} in config.json is {shown}: it must be {right}")
 
 
-def check_fields(raw: Mapping[str, Any], family: str, own_fields: frozenset[str]) -> None:
-    """Refuses what the family, whose own fields beside the common ones are given, cannot honour.
+def select_fields(
+    raw: Mapping[str, Any], family: str, own_fields: frozenset[str]
+) -> dict[str, Any]:
+    """The fields that matter to the family; `own_fields` are those beside the common ones.
 
     Raises:
         ValueError: a required field missing, an unknown field, or a value not implemented.
     """
     for name in _REQUIRED.split():
         refuse(type(raw.get(name)) is not int, name, raw.get(name), "a whole number")
+    fields: dict[str, Any] = {}
     for name, value in raw.items():
-        if name in _FINE or name in own_fields:
-            continue
-        right = f"absent, because the {family} family here does not know this field"
-        if name in _ONLY:
-            right = f"absent or {_ONLY[name][0]!r}, because nothing else is implemented"
-        refuse(value not in _ONLY.get(name, ()), name, value, right)
+        if name in _READ or name in own_fields:
+            fields[name] = value
+        elif name not in _IGNORED:
+            right = f"absent, because nothing here knows it for the {family} family"
+            if name in _ONLY:
+                right = f"absent or {_ONLY[name][0]!r}, because nothing else is implemented"
+            refuse(value not in _ONLY.get(name, ()), name, value, right)
     refuse(
         raw.get("hidden_act", "silu") not in ("silu", "swish"),
         "hidden_act",
         raw.get("hidden_act"),
         "'silu'",
     )
+    return fields

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import CONFIG_MAPPING
+from transformers import AutoConfig
 
-from admg.config_fields import check_fields, refuse
+from admg.config_fields import refuse, select_fields
 from admg.rope import RopeConfig as RopeConfig
 from admg.rope import check_rope_fields, read_rope
 
@@ -132,9 +132,9 @@ def parse_model_config(
         ValueError: as `read_model_config`.
     """
     family = _family(raw)
-    check_fields(raw, family.name, family.own_fields)
-    check_rope_fields(raw)
-    config = _normalise(raw, family)
+    fields = select_fields(raw, family.name, family.own_fields)
+    check_rope_fields(fields)
+    config = _normalise(fields)
     head_dim = getattr(config, "head_dim", None)
     head_dim = head_dim or config.hidden_size // max(config.num_attention_heads, 1)
     config.head_dim = head_dim  # not all of transformers' rope functions take None
@@ -174,20 +174,19 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 def _family(raw: Mapping[str, Any]) -> Family:
     architectures = raw.get("architectures")
-    known = isinstance(architectures, list) and len(architectures) == 1
-    known = known and architectures[0] in FAMILIES
+    one = architectures[0] if isinstance(architectures, list) and len(architectures) == 1 else None
+    known = isinstance(one, str) and one in FAMILIES
     refuse(not known, "architectures", architectures, f"one of {', '.join(FAMILIES)}")
-    family = FAMILIES[raw["architectures"][0]]
+    family = FAMILIES[str(one)]
     model_type = raw.get("model_type")
     refuse(model_type != family.name, "model_type", model_type, f"{family.name!r}")
     return family
 
 
-def _normalise(raw: Mapping[str, Any], family: Family) -> Any:
-    fields = copy.deepcopy(dict(raw))  # transformers writes into the rope fields
-    classes: Any = CONFIG_MAPPING  # its type says that it could be None
+def _normalise(fields: Mapping[str, Any]) -> Any:
+    """transformers' own reading: defaults, and old spellings of the rope fields."""
     try:
-        return classes[family.name].from_dict(fields)
+        return AutoConfig.for_model(**copy.deepcopy(dict(fields)))  # it writes into the rope fields
     except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"config.json is refused by transformers: {reason}") from error

@@ -221,9 +221,17 @@ def _eos(config: Any, generation: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def _check_shape(model: ModelConfig) -> None:
-    sizes = "vocab_size hidden_size num_layers num_heads num_kv_heads head_dim intermediate_size"
-    for name in (*sizes.split(), "max_position_embeddings"):
-        value = getattr(model, name)
+    sizes = {
+        "vocab_size": model.vocab_size,
+        "hidden_size": model.hidden_size,
+        "intermediate_size": model.intermediate_size,
+        "num_hidden_layers": model.num_layers,
+        "num_attention_heads": model.num_heads,
+        "num_key_value_heads": model.num_kv_heads,
+        "head_dim": model.head_dim,
+        "max_position_embeddings": model.max_position_embeddings,
+    }
+    for name, value in sizes.items():
         refuse(value < 1, name, value, "at least 1")
     refuse(model.head_dim % 2 != 0, "head_dim", model.head_dim, "even")
     refuse(

@@ -56,6 +56,8 @@ def check_rope_fields(raw: Mapping[str, Any]) -> None:
                 continue
             known = key in _ROPE_COMMON | _ROPE_FIELDS[kind]
             refuse(not known, f"{name}.{key}", value, f"absent with rope_type {kind!r}")
+            number = key in ("type", "rope_type") or isinstance(value, int | float | None)
+            refuse(not number, f"{name}.{key}", value, "a number")
         theta = rope.get("rope_theta", raw.get("rope_theta"))
         top = raw.get("rope_theta")
         refuse(top is not None and top != theta, "rope_theta", top, f"{theta!r}, as in {name}")
@@ -75,7 +77,10 @@ def read_rope(config: Any) -> RopeConfig:
         steps = torch.arange(0, dim, 2, dtype=torch.int64).to(torch.float) / dim
         inv_freq, scaling = 1.0 / (theta**steps), 1.0
     else:
-        inv_freq, scaling = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))
+        try:
+            inv_freq, scaling = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))
+        except (ValueError, TypeError, KeyError, ArithmeticError) as error:
+            raise ValueError(f"rope fields {rope} in config.json do not work: {error}") from error
     speeds = tuple(float(speed) for speed in inv_freq.double().tolist())
     refuse(not all(map(math.isfinite, speeds)), "rope_parameters", rope, "finite rotations")
     return RopeConfig(speeds, float(scaling))

@@ -1,0 +1,132 @@
+"""The job file: TOML whose keys are the options' names, checked by pydantic.
+
+Relative paths in it are relative to the folder that it lies in. What is wrong is named with its
+place, the table and the key.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from jobs.mistakes import describe
+
+
+class _Table(BaseModel):
+    """No guessing: "64" is no number, 1 is no boolean, and an unknown key is a mistake."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class PromptTable(_Table):
+    prompt_column: str | None = None
+    chat: bool | None = None
+    template: str | None = None
+    system: str | None = None
+    on_long_prompt: Literal["error", "truncate-left", "truncate-right"] | None = None
+
+
+class SamplingTable(_Table):
+    max_tokens: int | None = None
+    min_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    stop: list[str] | None = None
+    stop_token_id: list[int] | None = None
+    ignore_eos: bool | None = None
+
+
+class DraftTable(_Table):
+    drafter: Literal["admg", "none"] | None = None
+    draft_tokens: int | None = None
+    drop_layers: int | None = None
+    similarity_threshold: float | None = None
+    drop_quantile: float | None = None
+    exit_threshold: float | None = None
+    similarity: Literal["mean", "last", "decay"] | None = None
+    verification: Literal["shared", "token"] | None = None
+
+
+class EngineTable(_Table):
+    max_num_seqs: int | None = None
+    kv_budget: str | int | None = None
+    max_model_len: int | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
+    actors: int | None = None
+    gpus_per_actor: float | None = None
+    rows_per_block: int | None = None
+
+
+class JobFile(_Table):
+    """The keys at the top of a job file, and its tables."""
+
+    input: list[str] | None = None
+    output: str | None = None
+    model: str | None = None
+    id_column: str | None = None
+    keep: list[str] | None = None
+    prompt: PromptTable = PromptTable()
+    sampling: SamplingTable = SamplingTable()
+    draft: DraftTable = DraftTable()
+    engine: EngineTable = EngineTable()
+
+
+TABLES: dict[str, type[BaseModel]] = {
+    "prompt": PromptTable,
+    "sampling": SamplingTable,
+    "draft": DraftTable,
+    "engine": EngineTable,
+}
+
+
+def option_names() -> Iterator[str]:
+    """Every key that a job file can hold and an option can override."""
+    yield from (k for k in JobFile.model_fields if k not in TABLES)
+    for table in TABLES.values():
+        yield from table.model_fields
+
+
+def read_job_file(path: str) -> JobFile:
+    """Read and check a job file; its relative paths are made relative to where it lies.
+
+    Raises:
+        ValueError: what is wrong and where, every mistake on its own line.
+    """
+    try:
+        data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"the job file {path} cannot be read: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is not TOML: {error}") from error
+    try:
+        job = JobFile.model_validate(data)
+    except ValidationError as error:
+        keys = {"": list(JobFile.model_fields)}
+        keys |= {name: list(table.model_fields) for name, table in TABLES.items()}
+        raise ValueError("\n".join(describe(path, error.errors(), keys))) from error
+    return _relative_to(job, Path(path).parent)
+
+
+def _relative_to(job: JobFile, folder: Path) -> JobFile:
+    def place(value: str) -> str:
+        return value if "://" in value or value.startswith("~") else str(folder / value)
+
+    update: dict[str, Any] = {}
+    if job.input is not None:
+        update["input"] = [place(i) for i in job.input]
+    if job.output is not None:
+        update["output"] = place(job.output)
+    if job.model is not None and job.model != "demo":
+        update["model"] = place(job.model)
+    if job.prompt.template is not None:
+        template = place(job.prompt.template)
+        update["prompt"] = job.prompt.model_copy(update={"template": template})
+    return job.model_copy(update=update)

@@ -1,0 +1,72 @@
+"""What is wrong with a job file, in sentences: the place, the value, what would be right."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+_RIGHT = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "text in quotes",
+    "list_type": "a list, as in [...]",
+    "model_type": "a table",
+}
+
+
+def describe(
+    source: str, errors: Sequence[Mapping[str, Any]], keys: Mapping[str, Sequence[str]]
+) -> Iterator[str]:
+    """One line for each of pydantic's errors.
+
+    Args:
+        source: the job file's name.
+        errors: what pydantic found.
+        keys: the known keys of every table; "" is the top of the file.
+    """
+    seen = set()
+    for error in errors:
+        # A union reports each of its members, with the member's name as a further step.
+        steps = [str(step) for step in error["loc"] if not _is_type(step)]
+        place = ".".join(steps)
+        if place in seen:
+            continue
+        seen.add(place)
+        if error["type"] == "extra_forbidden":
+            yield f"{source}: {place} is not known: {_nearest(steps, keys)}"
+        else:
+            right = _RIGHT.get(error["type"]) or _expected(error)
+            yield f"{source}: {place} is {_short(error['input'])}: it must be {right}"
+
+
+def _is_type(step: object) -> bool:
+    return step in ("str", "int", "float", "bool")
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _expected(error: Mapping[str, Any]) -> str:
+    expected = error.get("ctx", {}).get("expected")
+    return str(expected) if expected else str(error["msg"])
+
+
+def _nearest(steps: Sequence[str], keys: Mapping[str, Sequence[str]]) -> str:
+    table = ".".join(steps[:-1])
+    name = steps[-1].replace("-", "_")
+    elsewhere = [t for t, names in keys.items() if name in names and t != table]
+    if elsewhere:
+        where = f"the table [{elsewhere[0]}]" if elsewhere[0] else "the top of the file"
+        return f"{name} belongs into {where}"
+    near = difflib.get_close_matches(name, keys[table], n=1)
+    if near:
+        return f"did you mean {near[0]}?"
+    for other, names in keys.items():
+        if far := difflib.get_close_matches(name, names, n=1, cutoff=0.75):
+            return f"did you mean {far[0]}" + (f" in the table [{other}]?" if other else "?")
+    return f"it can be {', '.join(keys[table])}"

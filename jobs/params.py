@@ -1,0 +1,166 @@
+"""From options and job file to a `RunConfig`.
+
+A value comes from the command line, else from the job file, else from the configuration classes.
+What a class refuses is named with its place: the option, or the job file with table and key.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from admg.config import DraftConfig, DropRule, EngineConfig, SamplingParams
+from jobs.job_file import TABLES, JobFile, SamplingTable
+from pipeline.config import PromptConfig, RunConfig
+
+T = TypeVar("T")
+
+_LEVELS = ("drop_layers", "similarity_threshold", "drop_quantile")
+# Where a configuration class calls a value otherwise than its option does.
+_OPTION_OF = {
+    "column": "prompt_column",
+    "mode": "chat",
+    "on_long": "on_long_prompt",
+    "stop_token_ids": "stop_token_id",
+    "threshold": "similarity_threshold",
+    "quantile": "drop_quantile",
+    "count": "drop_layers",
+    "kv_budget_bytes": "kv_budget",
+}
+
+
+class _Values:
+    """All values by option name, and for each the place that it came from."""
+
+    def __init__(self, flags: Mapping[str, Any], job: JobFile, source: str | None) -> None:
+        self.source = source
+        self.flags = {k: v for k, v in flags.items() if v is not None}
+        self.file = {k: (f"{k}", v) for k, v in job if k not in TABLES and v is not None}
+        for name in TABLES:
+            for key, value in getattr(job, name):
+                if value is not None:
+                    self.file[key] = (f"{name}.{key}", value)
+        if self.flags.keys() & set(_LEVELS):  # one level replaces another, whatever its kind
+            self.file = {k: v for k, v in self.file.items() if k not in _LEVELS}
+
+    def get(self, key: str, default: Any = None) -> Any:
+        if key in self.flags:
+            return self.flags[key]
+        return self.file[key][1] if key in self.file else default
+
+    def place(self, key: str) -> str:
+        if key in self.file and key not in self.flags:
+            return f"{self.source}: {self.file[key][0]}"
+        return "--" + key.replace("_", "-")
+
+    def given(self, keys: Mapping[str, str]) -> dict[str, Any]:
+        """Arguments of a configuration class: its names, for the options that have a value."""
+        pairs = ((argument, self.get(option)) for option, argument in keys.items())
+        return {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in pairs
+            if value is not None
+        }
+
+    def build(self, make: Callable[..., T], keys: Mapping[str, str], **more: Any) -> T:
+        """Call `make`, and put the place in front of what it refuses."""
+        try:
+            return make(**self.given(keys), **more)
+        except ValueError as error:
+            name, _, rest = str(error).partition(" ")
+            option = name.rpartition(".")[2]
+            option = _OPTION_OF.get(option, option)
+            known = option in self.flags or option in self.file
+            raise ValueError(f"{self.place(option)} {rest}" if known else str(error)) from error
+
+
+def _same(*names: str) -> dict[str, str]:
+    return {name: name for name in names}
+
+
+def run_config(flags: Mapping[str, Any], job: JobFile, source: str | None = None) -> RunConfig:
+    """The configuration of a run; `model` is still as the user wrote it ("demo" included).
+
+    Args:
+        flags: values by option name; None where the option was not given.
+        job: the job file, or an empty one.
+        source: the job file's name, for messages.
+
+    Raises:
+        ValueError: one sentence that names the place, the value and what would be right.
+    """
+    values = _Values(flags, job, source)
+    missing = [k for k in ("input", "output", "model") if values.get(k) is None]
+    if missing:
+        options = " and ".join(f"--{k}" for k in missing)
+        raise ValueError(f"{options} must be given, here or in the job file")
+    law = _same(*(k for k in SamplingTable.model_fields if k != "stop_token_id"))
+    law["stop_token_id"] = "stop_token_ids"
+    engine = values.build(
+        EngineConfig,
+        _same("max_num_seqs", "max_model_len"),
+        kv_budget_bytes=_size(values),
+        draft=_draft(values),
+    )
+    top = _same("input", "output", "model", "id_column", "keep")
+    return values.build(
+        RunConfig,
+        top | _same("actors", "gpus_per_actor", "dtype", "rows_per_block"),
+        prompt=_prompt(values),
+        sampling=values.build(SamplingParams, law),
+        engine=engine,
+    )
+
+
+def _prompt(values: _Values) -> PromptConfig:
+    template, chat = values.get("template"), values.get("chat")
+    text = None
+    if template is not None:
+        try:
+            text = Path(template).expanduser().read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(
+                f"{values.place('template')} is {template!r}, which cannot be read: {error}"
+            ) from error
+    if template is not None and chat is False:
+        raise ValueError(
+            f"{values.place('template')} makes the prompt, so it cannot go with --raw: "
+            "leave --raw out, or use --chat"
+        )
+    mode = "chat" if chat else "raw" if text is None else "template"
+    keys = {"prompt_column": "column", "system": "system", "on_long_prompt": "on_long"}
+    return values.build(PromptConfig, keys, mode=mode, template=text)
+
+
+def _draft(values: _Values) -> DraftConfig:
+    levels = [k for k in _LEVELS if values.get(k) is not None]
+    if len(levels) > 1:
+        places = " and ".join(values.place(k) for k in levels)
+        raise ValueError(f"{places} contradict each other: give one of them")
+    names = {"drop_layers": "count"} | {
+        "similarity_threshold": "threshold",
+        "drop_quantile": "quantile",
+    }
+    drop = {"drop": values.build(DropRule, {k: names[k] for k in levels})} if levels else {}
+    keys = _same("drafter", "draft_tokens", "exit_threshold", "similarity", "verification")
+    return values.build(DraftConfig, keys, **drop)
+
+
+_UNITS = {"": 1} | {
+    f"{letter}{end}": base**power
+    for power, letter in enumerate("KMGT", start=1)
+    for end, base in (("", 1024), ("iB", 1024), ("B", 1000))
+}
+
+
+def _size(values: _Values) -> int | None:
+    raw = values.get("kv_budget")
+    if raw is None or isinstance(raw, int):
+        return raw
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", raw)
+    units = {unit.lower(): factor for unit, factor in _UNITS.items()} | {"b": 1}
+    if found is None or found[2].lower() not in units:
+        raise ValueError(f"{values.place('kv_budget')} is {raw!r}: it must be a size as 2GiB")
+    return int(float(found[1]) * units[found[2].lower()])

@@ -1,0 +1,167 @@
+"""`admg-batch prepare`: one command for each kind of source."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from jobs.failures import verbose_option
+from jobs.options import ExampleCommand
+
+if TYPE_CHECKING:
+    from jobs.sources import Source
+
+
+@click.group()
+def prepare() -> None:
+    """Write prompt shards (Parquet with id and prompt) from what you have.
+
+    Files that have a column of ids and one of prompts need no preparation.
+    """
+
+
+def _output_options(command: Any) -> Any:
+    options = [
+        click.option("--output", required=True, metavar="DIR", help="Folder for the shards."),
+        click.option("--rows-per-shard", type=int, help="Rows of a file."),
+        click.option("--limit", type=int, help="Take this many rows only."),
+        click.option("--overwrite", is_flag=True, help="Replace the Parquet files of --output."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return verbose_option(command)
+
+
+def _column_options(command: Any) -> Any:
+    options = [
+        click.option(
+            "--id-column",
+            metavar="NAME",
+            help="The rows' ids.  [default: id if there is one, else FILE:ROW]",
+        ),
+        click.option(
+            "--prompt-column",
+            metavar="NAME",
+            default="prompt",
+            help="The prompts.",
+            show_default=True,
+        ),
+        click.option(
+            "--template",
+            metavar="FILE",
+            help="A text file whose {column} fields make the prompt, instead of --prompt-column.",
+        ),
+        click.option(
+            "--keep", metavar="NAME", multiple=True, help="A further column to keep. Repeatable."
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _write(
+    open_source: Callable[[], Source],
+    output: str,
+    *,
+    rows_per_shard: int | None,
+    limit: int | None,
+    overwrite: bool,
+    id_column: str | None = None,
+    prompt_column: str = "prompt",
+    template: str | None = None,
+    keep: tuple[str, ...] = (),
+) -> None:
+    from jobs.prepare import Columns, write_shards
+
+    text = None
+    if template is not None:
+        try:
+            text = Path(template).expanduser().read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(
+                f"--template is {template!r}, which cannot be read: {error}"
+            ) from error
+    written = write_shards(
+        open_source(),
+        Columns(id_column, prompt_column, text, keep),
+        output,
+        rows_per_shard=1000 if rows_per_shard is None else rows_per_shard,
+        limit=limit,
+        overwrite=overwrite,
+    )
+    click.echo(f"{written.rows} prompts in {written.shards} shards: {output}")
+    click.echo(
+        f"Next: admg-batch run --input {shlex.quote(output)} --output OUTPUT --model MODEL",
+        err=True,
+    )
+
+
+@prepare.command(cls=ExampleCommand, example="admg-batch prepare demo --output demo-prompts")
+@_output_options
+@click.option("--max-chars", type=int, help="Cut longer topics after a paragraph.")
+def demo(output: str, max_chars: int | None, **shards: Any) -> None:
+    """Prompts from Python's own documentation topics: real text, no network."""
+    from jobs.demo_prompts import MAX_CHARS, SHARDS, demo_source
+
+    source = demo_source(shards.pop("limit"), MAX_CHARS if max_chars is None else max_chars)
+    rows = sum(len(table) for part in source.parts for table in part.tables())
+    if shards["rows_per_shard"] is None:
+        shards["rows_per_shard"] = -(-rows // SHARDS)
+    _write(lambda: source, output, limit=None, keep=("topic",), **shards)
+
+
+@prepare.command(
+    cls=ExampleCommand,
+    example="admg-batch prepare parquet articles/ --template summarise.txt --output prompts",
+)
+@click.argument("paths", nargs=-1, required=True)
+@_column_options
+@_output_options
+def parquet(paths: tuple[str, ...], output: str, **rest: Any) -> None:
+    """Prompts from Parquet files, folders or globs."""
+    from jobs import sources
+
+    _write(lambda: sources.parquet(paths), output, **rest)
+
+
+@prepare.command(
+    cls=ExampleCommand,
+    example="admg-batch prepare jsonl news.jsonl.gz --id-column url --prompt-column text "
+    "--output prompts",
+)
+@click.argument("paths", nargs=-1, required=True)
+@_column_options
+@_output_options
+def jsonl(paths: tuple[str, ...], output: str, **rest: Any) -> None:
+    """Prompts from JSON lines (.jsonl, .jsonl.gz) or CSV (.csv, .csv.gz).
+
+    A path that ends in .csv or .csv.gz is read as CSV with a header line.
+    """
+    from jobs import sources
+
+    tabular = [p for p in paths if p.endswith((".csv", ".csv.gz"))]
+    if tabular and len(tabular) < len(paths):
+        raise ValueError(f"PATHS mixes CSV ({tabular[0]}) with JSON lines: prepare them one by one")
+    _write(lambda: (sources.csv_files if tabular else sources.jsonl)(paths), output, **rest)
+
+
+@prepare.command(
+    cls=ExampleCommand,
+    example="admg-batch prepare dataset abisee/cnn_dailymail --subset 3.0.0 --split test "
+    "--prompt-column article --limit 100 --output prompts",
+)
+@click.argument("name")
+@click.option("--subset", metavar="NAME", help="The dataset's configuration.")
+@click.option("--split", metavar="NAME", default="train", show_default=True, help="The split.")
+@_column_options
+@_output_options
+def dataset(name: str, subset: str | None, split: str, output: str, **rest: Any) -> None:
+    """Prompts from a Hugging Face dataset: a name on the hub or a local folder."""
+    from jobs import sources
+
+    _write(lambda: sources.dataset(name, subset=subset, split=split), output, **rest)

@@ -1,0 +1,100 @@
+"""Ray: connect or start, quietly; shut down only what was started here."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import ray
+import ray.data
+
+_LOGGERS = ("ray", "ray.data")
+# A block is at work for minutes and Ray counts only finished ones as progress; our own reports
+# show whether tokens move.
+_NO_PROGRESS_SECONDS = 12 * 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """What there is to run on. `local` where this process started Ray itself."""
+
+    cpus: float
+    gpus: float
+    local: bool
+
+
+@contextmanager
+def connected(actors: int) -> Iterator[Cluster]:
+    """A Ray connection: the process's own, that of `RAY_ADDRESS` (as in a Ray job), or a new one.
+
+    A local Ray gets more logical CPUs than there are, so that reading, tokenising and writing
+    always have one beside the actors; the actors share the real ones through their thread counts.
+    """
+    with _quiet():
+        local = not ray.is_initialized() and not os.environ.get("RAY_ADDRESS")
+        started = not ray.is_initialized()
+        if local:
+            _start(max(4, os.cpu_count() or 1, actors + 3))
+        elif started:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        try:
+            resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+            yield Cluster(resources.get("CPU", 0.0), resources.get("GPU", 0.0), local)
+        finally:
+            if started:
+                ray.shutdown()
+
+
+def _start(cpus: int) -> None:
+    # Ray's native code warns about every actor pool, and, told not to, says that it was told so
+    # while it starts: hence the level, and no standard error for that moment.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    with open(os.devnull, "w") as nowhere:
+        standard_error = os.dup(2)
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+        finally:
+            os.dup2(standard_error, 2)
+            os.close(standard_error)
+
+
+@contextmanager
+def data_context() -> Iterator[None]:
+    """Ray Data's settings for a run; the caller's are untouched."""
+    context = ray.data.DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = _NO_PROGRESS_SECONDS
+    # The exception of a stage itself, and not one that says there was one.
+    context.raise_original_map_exception = True
+    with ray.data.DataContext.current(context):
+        yield
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Ray's words off the terminal; its own log files still get them."""
+    consoles = [
+        handler
+        for name in _LOGGERS
+        for handler in logging.getLogger(name).handlers
+        if isinstance(handler, logging.StreamHandler)
+    ]
+    before = [handler.level for handler in consoles]
+    for handler in consoles:
+        handler.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        for handler, level in zip(consoles, before, strict=True):
+            handler.setLevel(level)

@@ -1,0 +1,126 @@
+"""What a run is told: frozen values, validated where they are made.
+
+Light on purpose: command lines import this for their help, so nothing here imports Ray, pyarrow
+or torch. Every rejection is a `ValueError` of one sentence naming the field and what is right.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from admg.config import EngineConfig, SamplingParams
+from pipeline.template import Template
+
+PromptMode = Literal["raw", "chat", "template"]
+OnLong = Literal["error", "truncate-left", "truncate-right"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+def _refuse(condition: bool, name: str, value: object, right: str) -> None:
+    if condition:
+        raise ValueError(f"{name} is {value!r}: it must be {right}")
+
+
+@dataclass(frozen=True, slots=True)
+class PromptConfig:
+    """How a row's columns become a prompt.
+
+    - "raw": the text of `column` as it stands.
+    - "template": `template` (its text, not a path) with `{name}` replaced by the row's column.
+    - "chat": `column` holds the user's message, or a list of {role, content} messages; with a
+      `template` its filled text is the user's message. The model's chat template does the rest.
+
+    `on_long` decides what happens to a prompt that leaves no room for `max_tokens`: an error row,
+    or tokens cut off at that end (in chat mode: off the longest message, never off the template).
+
+    Raises:
+        ValueError: a value outside its range, or options that contradict each other.
+    """
+
+    column: str = "prompt"
+    mode: PromptMode = "raw"
+    template: str | None = None
+    system: str | None = None
+    on_long: OnLong = "error"
+
+    def __post_init__(self) -> None:
+        modes = ("raw", "chat", "template")
+        _refuse(not self.column, "prompt.column", self.column, "the name of a column")
+        _refuse(self.mode not in modes, "prompt.mode", self.mode, "raw, chat or template")
+        policies = ("error", "truncate-left", "truncate-right")
+        _refuse(self.on_long not in policies, "prompt.on_long", self.on_long, ", ".join(policies))
+        missing = self.mode == "template" and self.template is None
+        _refuse(missing, "prompt.template", None, "given in template mode")
+        unused = self.mode == "raw" and self.template is not None
+        _refuse(unused, "prompt.mode", self.mode, "template or chat where a template is given")
+        lonely = self.system is not None and self.mode != "chat"
+        _refuse(lonely, "prompt.system", self.system, "left out unless prompt.mode is chat")
+        if self.template is not None:
+            Template.parse(self.template)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The input columns that the prompt is made of."""
+        return (self.column,) if self.template is None else Template.parse(self.template).columns
+
+
+@dataclass(frozen=True, slots=True)
+class RunConfig:
+    """One job: input shards, output folder, model, prompts, the law and the machine's share.
+
+    `input` holds files, folders or globs, each a path or any URI that pyarrow.fs understands.
+    `gpus_per_actor` None takes 1 where the cluster has GPUs. `rows_per_block` rows are committed
+    together, in one file.
+
+    Raises:
+        ValueError: a value outside its range, by name.
+    """
+
+    input: tuple[str, ...]
+    output: str
+    model: str
+    id_column: str = "id"
+    keep: tuple[str, ...] = ()
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    actors: int = 1
+    gpus_per_actor: float | None = None
+    dtype: Dtype = "auto"
+    rows_per_block: int = 32
+
+    def __post_init__(self) -> None:
+        strings = isinstance(self.input, tuple) and all(isinstance(i, str) for i in self.input)
+        _refuse(not strings, "input", self.input, "a tuple of paths")
+        _refuse(not self.input or "" in self.input, "input", self.input, "at least one path")
+        _refuse(not self.output, "output", self.output, "a folder or a URI")
+        _refuse(not self.model, "model", self.model, "a folder with a checkpoint")
+        _refuse(not self.id_column, "id_column", self.id_column, "the name of a column")
+        twice = len(set(self.keep)) < len(self.keep)
+        _refuse(twice, "keep", self.keep, "columns named once each")
+        _refuse(self.id_column in self.keep, "keep", self.keep, "without the id column")
+        _refuse(self.actors < 1, "actors", self.actors, "at least 1")
+        _refuse(
+            self.gpus_per_actor is not None and self.gpus_per_actor < 0,
+            "gpus_per_actor",
+            self.gpus_per_actor,
+            "0 or more",
+        )
+        dtypes = ("auto", "float32", "bfloat16", "float16")
+        _refuse(self.dtype not in dtypes, "dtype", self.dtype, ", ".join(dtypes))
+        _refuse(self.rows_per_block < 1, "rows_per_block", self.rows_per_block, "at least 1")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The input columns that the run reads, the id first, each once."""
+        return tuple(dict.fromkeys((self.id_column, *self.keep, *self.prompt.columns)))
+
+    @property
+    def blocks_in_flight(self) -> int:
+        """Blocks that one actor decodes at once.
+
+        One block beyond twice the batch: the batch then stays full while the last rows of a block
+        are still running. It is also the bound on what a dead actor has to redo.
+        """
+        return 1 + -(-2 * self.engine.max_num_seqs // self.rows_per_block)

@@ -1,0 +1,147 @@
+"""The Ray Data pipeline: pending chunks -> Prepare -> Tokenize -> Decode -> Detokenize -> sink."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray
+from ray.data import ActorPoolStrategy, Dataset
+
+from pipeline.cluster import Cluster, connected, data_context
+from pipeline.config import RunConfig
+from pipeline.decode import Decode, EngineDied, Report
+from pipeline.errors import PipelineError
+from pipeline.factory import ModelFactory
+from pipeline.job import Job
+from pipeline.keys import KeySet
+from pipeline.ledger import Ledger
+from pipeline.progress import Board, Counters, Tracker, Watch
+from pipeline.sink import CommittedFile, ResultSink
+from pipeline.source import Chunk
+from pipeline.stages import Detokenize, Prepare, Tokenize
+
+_ACTORS_PER_TOKENIZER = 4
+# Light tasks take a part of a CPU, so that they never wait for one that an actor holds.
+_LIGHT = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class SharedKeys:
+    """Committed keys in the object store: one copy a machine, without pickling."""
+
+    ref: Any
+
+    def __call__(self) -> KeySet:
+        """The keys, mapped and not copied."""
+        keys: KeySet = ray.get(self.ref)
+        return keys
+
+
+@dataclass(frozen=True, slots=True)
+class BoardReport:
+    """Sends counters to the board, without waiting."""
+
+    board: Any
+
+    def __call__(self, name: str, counters: Counters) -> None:
+        """Fire and forget: a report that is lost is followed by another."""
+        self.board.report.remote(name, counters)
+
+
+def decode(
+    job: Job, chunks: Sequence[Chunk], ledger: Ledger, tracker: Tracker, reused: int
+) -> list[CommittedFile]:
+    """Decode and commit what is pending in these chunks.
+
+    Raises:
+        ValueError: the machine started here cannot hold the actors that are asked for.
+        PipelineError: an engine died or a task failed for good; what is committed stays.
+    """
+    with connected(job.config.actors) as cluster, data_context():
+        gpus = gpus_per_actor(job.config, cluster)
+        board = ray.remote(num_cpus=0)(Board).remote()
+        committed = SharedKeys(ray.put(ledger.keys())) if ledger.rows else None
+        dataset = _dataset(job, chunks, gpus, committed, BoardReport(board))
+        sink = ResultSink(job.store, job.fingerprint, job.schema)
+        try:
+            with Watch(board, tracker, reused):
+                dataset.write_datasink(sink, ray_remote_args={"num_cpus": _LIGHT})
+        except Exception as error:
+            raise PipelineError(
+                f"the run stopped: {reason_of(error)}. What is committed stays; run the same "
+                "command again to go on"
+            ) from error
+    return sink.files
+
+
+def gpus_per_actor(config: RunConfig, cluster: Cluster) -> float:
+    """GPUs for each actor: as configured, or one where there are any.
+
+    Raises:
+        ValueError: more than the local machine has. A cluster may still grow.
+    """
+    gpus = config.gpus_per_actor
+    if gpus is None:
+        gpus = 1.0 if cluster.gpus else 0.0
+    if cluster.local and gpus * config.actors > cluster.gpus:
+        raise ValueError(
+            f"actors is {config.actors} with {gpus:g} GPUs each: it must fit the "
+            f"{cluster.gpus:g} GPUs of this machine"
+        )
+    return gpus
+
+
+def _dataset(
+    job: Job,
+    chunks: Sequence[Chunk],
+    gpus: float,
+    committed: Callable[[], KeySet] | None,
+    report: Report,
+) -> Dataset:
+    config, factory = job.config, job.factory
+    if isinstance(factory, ModelFactory) and not gpus:
+        factory = replace(factory, cpu_share=config.actors)
+    rows, in_flight = config.rows_per_block, config.blocks_in_flight
+    arrow: dict[str, Any] = {"batch_format": "pyarrow"}
+    prepare = Prepare(config.id_column, config.keep, config.prompt, committed)
+    return (
+        job.source.dataset(chunks)
+        .map_batches(prepare, batch_size=None, **arrow)
+        .repartition(target_num_rows_per_block=rows)
+        .map_batches(
+            Tokenize,
+            fn_constructor_args=(factory, config.prompt, job.limit),
+            compute=ActorPoolStrategy(size=-(-config.actors // _ACTORS_PER_TOKENIZER)),
+            batch_size=rows,
+            **arrow,
+        )
+        .map_batches(
+            Decode,
+            fn_constructor_args=(factory, config.sampling, report),
+            compute=ActorPoolStrategy(
+                size=config.actors,
+                max_tasks_in_flight_per_actor=in_flight,
+                max_concurrent_calls_per_actor=in_flight,
+            ),
+            batch_size=rows,
+            num_gpus=gpus or None,
+            **arrow,
+        )
+        .map_batches(Detokenize(factory, job.schema), batch_size=None, num_cpus=_LIGHT, **arrow)
+    )
+
+
+def reason_of(error: BaseException) -> str:
+    """The innermost cause of what Ray raises, in one line."""
+    seen: set[int] = set()
+    while id(error) not in seen:
+        seen.add(id(error))
+        inner = getattr(error, "cause", None) or error.__cause__
+        if not isinstance(inner, BaseException):
+            break
+        error = inner
+    # Ray adds advice of its own below the first line.
+    text = (str(error).strip().splitlines() or ["no message"])[0]
+    return text if isinstance(error, EngineDied) else f"{type(error).__name__}: {text}"

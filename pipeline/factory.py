@@ -1,0 +1,139 @@
+"""What the data plane needs of an engine and a tokenizer, and the default: admg's own.
+
+A factory is a small picklable value. The driver asks it for the model's identity and context
+length; each Decode actor builds its engine with it; the Tokenize and Detokenize stages take the
+tokenizer. Tests put a fast deterministic engine in the model's place through the same four calls.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+from admg.config import EngineConfig
+from admg.request import Completion, Request
+from pipeline.config import Dtype, RunConfig
+from pipeline.fingerprint import model_identity
+
+
+class TokenizerLike(Protocol):
+    """Text to token ids and back."""
+
+    def encode(self, texts: Sequence[str], special: bool) -> list[list[int]]:
+        """Token ids of each text, with the model's own first and last tokens if `special`."""
+
+    def chat(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """Messages through the model's chat template, ready for the answer."""
+
+    def decode(self, token_ids: Sequence[int], skip_special: bool) -> str:
+        """The text of token ids."""
+
+
+class EngineLike(Protocol):
+    """The part of `admg.engine.Engine` that Decode uses, always from one thread."""
+
+    def submit(self, request: Request) -> int:
+        """Queue a sequence; its handle comes back in its `Completion`."""
+
+    def step(self) -> list[Completion]:
+        """One round; any exception means that the engine is dead."""
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a sequence waits or runs."""
+
+
+class EngineFactory(Protocol):
+    """Builds engines and tokenizers wherever they are needed."""
+
+    def check(self) -> int | None:
+        """The longest sequence that the model takes (None: no limit).
+
+        Raises:
+            ValueError: this model cannot be used; cheap, before anything is loaded.
+        """
+
+    def identity(self) -> dict[str, str]:
+        """What the model is, for the fingerprint."""
+
+    def tokenizer(self) -> TokenizerLike:
+        """A tokenizer for this process."""
+
+    def build(self) -> EngineLike:
+        """An engine for this process: loads the model."""
+
+
+class ModelTokenizer:
+    """A transformers tokenizer in the shape that the stages use."""
+
+    def __init__(self, path: str) -> None:
+        from transformers import AutoTokenizer
+
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(path)
+
+    def encode(self, texts: Sequence[str], special: bool) -> list[list[int]]:
+        """Token ids of each text; `verbose` off, for over-long prompts are dealt with later."""
+        encoded = self._tokenizer(list(texts), add_special_tokens=special, verbose=False)
+        return cast(list[list[int]], encoded["input_ids"])
+
+    def chat(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """The chat template's text."""
+        rendered = self._tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=True
+        )
+        return str(rendered)
+
+    def decode(self, token_ids: Sequence[int], skip_special: bool) -> str:
+        """Text exactly as the tokens spell it."""
+        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special))
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFactory:
+    """The default: `admg.llm.LLM` on a checkpoint folder.
+
+    `cpu_share` is how many actors share a machine's CPUs (None on GPUs: torch's own choice).
+    """
+
+    path: str
+    engine: EngineConfig
+    dtype: Dtype = "auto"
+    cpu_share: int | None = None
+
+    @classmethod
+    def of(cls, config: RunConfig) -> ModelFactory:
+        """The factory of a run; whether actors share CPUs is known once the cluster is."""
+        return cls(config.model, config.engine, config.dtype)
+
+    def check(self) -> int | None:
+        """The model's context length, or the shorter one that the engine is told."""
+        from admg.llm import check_checkpoint
+
+        limit = int(check_checkpoint(self.path).max_position_embeddings)
+        wanted = self.engine.max_model_len
+        if wanted is not None and wanted > limit:
+            raise ValueError(
+                f"max_model_len is {wanted}: it must be at most the model's own {limit}"
+            )
+        return limit if wanted is None else wanted
+
+    def identity(self) -> dict[str, str]:
+        """Hashes of the checkpoint's small files and of its weights' names and sizes."""
+        return model_identity(self.path)
+
+    def tokenizer(self) -> TokenizerLike:
+        """The checkpoint's tokenizer."""
+        return ModelTokenizer(self.path)
+
+    def build(self) -> EngineLike:
+        """Load the model. Ray leaves one thread to an actor; decoding wants its share of all."""
+        import torch
+
+        from admg.llm import LLM
+
+        if self.cpu_share is not None:
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // self.cpu_share))
+        loaded = LLM.load(self.path, engine=self.engine, dtype=self.dtype)
+        return cast(EngineLike, loaded.engine)

@@ -1,0 +1,111 @@
+"""The fingerprint of a job: every setting that a completion or the output's columns depend on.
+
+Options that only change speed are left out, so they may differ between the runs that fill one
+output. The model is known by its files and not by its path, which may move.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import RunConfig
+
+_WEIGHTS = ("*.safetensors", "*.gguf", "*.bin")
+_TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """Settings by name, and a digest of them."""
+
+    fields: Mapping[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """128 bits in hex; the same settings give the same digest on every machine."""
+        return hashlib.blake2b(self.to_json().encode(), digest_size=16).hexdigest()
+
+    def to_json(self) -> str:
+        """Canonical JSON of the fields."""
+        return json.dumps(dict(self.fields), sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Fingerprint:
+        """What `to_json` wrote."""
+        return cls(json.loads(text))
+
+    def differences(self, old: Fingerprint) -> list[str]:
+        """What differs from `old`, each as "field was X and is now Y"."""
+        # Through JSON, so that a tuple here equals the list that was read back.
+        now, then = json.loads(self.to_json()), json.loads(old.to_json())
+        return [
+            f"{name} was {then.get(name)!r} and is now {now.get(name)!r}"
+            for name in sorted(now.keys() | then.keys())
+            if now.get(name) != then.get(name)
+        ]
+
+
+def fingerprint(config: RunConfig, model: Mapping[str, str]) -> Fingerprint:
+    """The fingerprint of a run with the model of this identity (see `model_identity`)."""
+    draft = config.engine.draft
+    fields: dict[str, Any] = {f"model.{name}": value for name, value in model.items()}
+    fields |= {f"prompt.{name}": value for name, value in asdict(config.prompt).items()}
+    fields |= {f"sampling.{name}": value for name, value in asdict(config.sampling).items()}
+    fields |= {
+        "id_column": config.id_column,
+        "keep": config.keep,
+        "dtype": config.dtype,
+        "engine.max_model_len": config.engine.max_model_len,
+        "engine.verification": draft.verification,
+    }
+    if draft.verification != "shared":
+        # Only shared noise makes the completion independent of what was drafted.
+        drafting = asdict(draft)
+        del drafting["verification"]
+        fields |= {f"draft.{name}": value for name, value in drafting.items()}
+    return Fingerprint(fields)
+
+
+def _digest(parts: list[bytes]) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        digest.update(b"%d:" % len(part) + part)
+    return digest.hexdigest()
+
+
+def model_identity(path: str) -> dict[str, str]:
+    """What a checkpoint folder is, cheaply: its small files' content, its weights' names and sizes.
+
+    Raises:
+        ValueError: the path is not a folder.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise ValueError(f"model is {path!r}: it must be a folder with a checkpoint")
+
+    def content(names: tuple[str, ...]) -> str:
+        found = [folder / n for n in names if (folder / n).is_file()]
+        return _digest([part for f in found for part in (f.name.encode(), f.read_bytes())])
+
+    weights = sorted({f for pattern in _WEIGHTS for f in folder.glob(pattern)})
+    return {
+        "config": content(("config.json",)),
+        "generation_config": content(("generation_config.json",)),
+        "tokenizer": content(_TOKENIZER),
+        "weights": _digest([b"%s %d" % (f.name.encode(), f.stat().st_size) for f in weights]),
+    }

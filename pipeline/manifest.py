@@ -1,0 +1,89 @@
+"""The record of a finished output: `_admg/manifest.json`, `_admg/run.json` and `_SUCCESS`."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib import metadata
+from typing import Any
+
+from pipeline.config import RunConfig
+from pipeline.fingerprint import Fingerprint
+from pipeline.ledger import Ledger
+from pipeline.storage import STATE, Store
+from pipeline.summary import Summary
+
+MANIFEST = f"{STATE}/manifest.json"
+RUN = f"{STATE}/run.json"
+SUCCESS = "_SUCCESS"
+_FORMAT = 1
+_PACKAGES = ("admg-batch", "ray", "pyarrow", "torch", "transformers")
+
+
+def read_manifest(output: str) -> dict[str, Any]:
+    """The manifest of an output.
+
+    Raises:
+        ValueError: there is none, for the run has not finished or it is no output of ours.
+    """
+    store = Store(output)
+    if not store.exists(MANIFEST):
+        raise ValueError(f"output is {output!r}: it must be a finished run's, with a {MANIFEST}")
+    manifest: dict[str, Any] = json.loads(store.read(MANIFEST))
+    return manifest
+
+
+def write_run(store: Store, config: RunConfig, fingerprint: Fingerprint, started: str) -> None:
+    """Leave the exact configuration that runs beside the results, before any of them."""
+    _write_json(
+        store,
+        RUN,
+        {
+            "config": asdict(config),
+            "fingerprint": fingerprint.digest,
+            "started": started,
+            "versions": versions(),
+        },
+    )
+
+
+def write_manifest(
+    store: Store,
+    fingerprint: Fingerprint,
+    ledger: Ledger,
+    summary: Summary,
+    run: Mapping[str, Any],
+) -> None:
+    """Describe the whole output; `run` is what the run that ends now says about itself."""
+    _write_json(
+        store,
+        MANIFEST,
+        {
+            "format": _FORMAT,
+            "fingerprint": fingerprint.digest,
+            "fields": dict(fingerprint.fields),
+            "files": [{"name": f.name, "rows": len(f.keys)} for f in ledger.files],
+            "totals": summary.totals(),
+            "errors_by_code": summary.errors_by_code,
+            "statistics": summary.statistics(),
+            "run": dict(run),
+            "versions": versions(),
+        },
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the results depend on."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _write_json(store: Store, name: str, content: Mapping[str, Any]) -> None:
+    store.write(name, json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")

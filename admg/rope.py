@@ -50,7 +50,8 @@ def check_rope_fields(raw: Mapping[str, Any]) -> None:
     for name, rope in given.items():
         refuse(not isinstance(rope, dict), name, rope, "an object")
         kind = rope.get("rope_type", rope.get("type", "default"))
-        refuse(kind not in _ROPE_FIELDS, f"{name}.rope_type", kind, " or ".join(_ROPE_FIELDS))
+        known = isinstance(kind, str) and kind in _ROPE_FIELDS
+        refuse(not known, f"{name}.rope_type", kind, " or ".join(_ROPE_FIELDS))
         for key, value in rope.items():
             if key == "partial_rotary_factor" and value in (1, None):
                 continue

@@ -1,0 +1,148 @@
+"""Attention of a ragged batch over the KV arena, in torch operations that run on any device.
+
+Shapes: T tokens, H query heads, K KV heads, G = H/K query heads of one KV head, d head size,
+n sequences of a group, Q most query tokens of a sequence in the group, N keys read.
+
+Every query token sees the keys of its own sequence up to its own position: bottom-right causal,
+from lengths. Two ways, chosen per segment by its number of tokens:
+
+- few tokens (decoding, drafting, verification): neighbouring sequences with equal capacities and
+  similar lengths form one group; per group two batched matmuls over (sequence, KV head) units with
+  the query heads of a KV head folded into rows. N is rounded up so that shapes repeat from step to
+  step (the CPU's matmul library plans per shape).
+- many tokens (prefill): blocks of queries through `scaled_dot_product_attention`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from admg.batch import RaggedBatch, Segment
+from admg.kv_arena import KVArena
+
+FEW_TOKENS = 32
+KEY_GRAIN = 32
+# A group may read at most this many times the keys that its shortest member needs.
+LENGTH_SPREAD = 1.5
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Sequences that attend in one batched matmul.
+
+    `index` [n*Q] int64 into the pass's tokens, None where the group is the pass itself in order;
+    a sequence with fewer than Q tokens repeats its last one. `mask` [n, 1, 1, Q, N] is added to
+    the scores.
+    """
+
+    segments: tuple[Segment, ...]
+    queries: int
+    keys: int
+    mask: Tensor
+    index: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionPlan:
+    """How one pass attends: groups of short segments, and the long segments one by one."""
+
+    groups: tuple[Group, ...]
+    long: tuple[Segment, ...]
+
+
+def plan_attention(batch: RaggedBatch, arena: KVArena, dtype: torch.dtype) -> AttentionPlan:
+    """Group the batch's segments; depends on lengths only, so it serves every layer of the pass."""
+    short = [s for s in batch.segments if s.count <= FEW_TOKENS]
+    long = tuple(s for s in batch.segments if s.count > FEW_TOKENS)
+    groups = []
+    for members in _neighbours(short):
+        groups.append(_group(batch, members, dtype, whole=len(members) == len(batch.segments)))
+    return AttentionPlan(tuple(groups), long)
+
+
+def attend(q: Tensor, layer: int, batch: RaggedBatch, arena: KVArena) -> Tensor:
+    """Attention output [T, H, d] for queries [T, H, d]; keys of this pass are already written."""
+    plan = batch.attention
+    if not isinstance(plan, AttentionPlan):
+        plan = batch.attention = plan_attention(batch, arena, q.dtype)
+    q = q * (1.0 / math.sqrt(q.shape[-1]))
+    if len(plan.groups) == 1 and not plan.long and plan.groups[0].index is None:
+        return _attend_group(q, layer, plan.groups[0], arena)
+    out = torch.empty_like(q)
+    for group in plan.groups:
+        if group.index is None:
+            out = _attend_group(q, layer, group, arena)
+        else:
+            out[group.index] = _attend_group(q[group.index], layer, group, arena)
+    for segment in plan.long:
+        span = slice(segment.first, segment.first + segment.count)
+        out[span] = _attend_long(q[span], layer, segment, arena)
+    return out
+
+
+def _neighbours(segments: list[Segment]) -> list[list[Segment]]:
+    """Runs of segments whose extents adjoin, with equal capacity and similar numbers of keys."""
+    runs: list[list[Segment]] = []
+    for s in sorted(segments, key=lambda s: s.extent.start):
+        if runs:
+            run = runs[-1]
+            last = run[-1].extent
+            lengths = [m.kv_length for m in run] + [s.kv_length]
+            adjoin = last.end == s.extent.start and last.capacity == s.extent.capacity
+            if adjoin and max(lengths) <= LENGTH_SPREAD * min(lengths) + KEY_GRAIN:
+                run.append(s)
+                continue
+        runs.append([s])
+    return runs
+
+
+def _group(batch: RaggedBatch, members: list[Segment], dtype: torch.dtype, whole: bool) -> Group:
+    device = batch.token_ids.device
+    queries = max(s.count for s in members)
+    longest = max(s.kv_length for s in members)
+    keys = min(-(-longest // KEY_GRAIN) * KEY_GRAIN, members[0].extent.capacity)
+    tokens = [s.first + min(j, s.count - 1) for s in members for j in range(queries)]
+    index = torch.tensor(tokens, dtype=torch.int64, device=device)
+    seen = batch.positions[index].view(len(members), queries, 1)  # [n, Q, 1]
+    hidden = torch.arange(keys, device=device) > seen  # [n, Q, N]
+    mask = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, -math.inf)
+    in_order = whole and tokens == list(range(len(batch.positions)))
+    return Group(tuple(members), queries, keys, mask[:, None, None], None if in_order else index)
+
+
+def _attend_group(q: Tensor, layer: int, group: Group, arena: KVArena) -> Tensor:
+    n, num_queries, num_keys = len(group.segments), group.queries, group.keys
+    kv_heads, d = arena.num_kv_heads, q.shape[-1]
+    fold = q.shape[1] // kv_heads
+    keys, values = arena.units(layer, group.segments[0].extent, n, num_keys)
+    # [n*Q, H, d] -> [n*K, G*Q, d]: the query heads of a KV head become rows of its matmul.
+    folded = q.view(n, num_queries, kv_heads, fold, d).permute(0, 2, 3, 1, 4)
+    scores = torch.bmm(folded.reshape(n * kv_heads, fold * num_queries, d), keys.transpose(1, 2))
+    scores.view(n, kv_heads, fold, num_queries, num_keys).add_(group.mask)
+    out = torch.bmm(torch.softmax(scores, dim=-1), values)
+    out = out.view(n, kv_heads, fold, num_queries, d).permute(0, 3, 1, 2, 4)
+    return out.reshape(n * num_queries, kv_heads * fold, d)
+
+
+def _attend_long(q: Tensor, layer: int, segment: Segment, arena: KVArena) -> Tensor:
+    keys, values = arena.units(layer, segment.extent, 1, segment.kv_length)  # [K, N, d]
+    mask = None
+    if segment.start:
+        visible = torch.arange(segment.kv_length, device=q.device)
+        own = torch.arange(segment.start, segment.kv_length, device=q.device)
+        mask = visible <= own[:, None]  # [Q, N]
+    out = F.scaled_dot_product_attention(
+        q.transpose(0, 1)[None],
+        keys[None],
+        values[None],
+        attn_mask=mask,
+        is_causal=mask is None,
+        scale=1.0,
+        enable_gqa=q.shape[1] != arena.num_kv_heads,
+    )
+    return out[0].transpose(0, 1)

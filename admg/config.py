@@ -1,0 +1,187 @@
+"""Configuration values of the engine: frozen, validated where they are made.
+
+Every rejection is a `ValueError` of one sentence that names the field, the value and what would
+be right, so that a command line can show it as it stands.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+Verification = Literal["shared", "token"]
+SimilarityMean = Literal["mean", "last", "decay"]
+
+
+def _refuse(condition: bool, name: str, value: object, right: str) -> None:
+    if condition:
+        raise ValueError(f"{name} is {value!r}: it must be {right}")
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """The law that a sequence's tokens are drawn from, and when the sequence ends.
+
+    `temperature` 0 is greedy. `top_k` 0, `top_p` 1, `min_p` 0 and `repetition_penalty` 1 are off.
+    `seed` and the sequence's key name its noise stream. `stop` strings end the text before them;
+    `stop_token_ids` and the model's EOS end it after themselves. No stop of any kind applies to
+    the first `min_tokens` tokens.
+
+    Raises:
+        ValueError: a value outside its range, by name.
+    """
+
+    max_tokens: int = 128
+    min_tokens: int = 0
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        _refuse(self.max_tokens < 1, "max_tokens", self.max_tokens, "at least 1")
+        _refuse(
+            not 0 <= self.min_tokens <= self.max_tokens,
+            "min_tokens",
+            self.min_tokens,
+            f"between 0 and max_tokens ({self.max_tokens})",
+        )
+        _refuse(
+            not 0 <= self.temperature < math.inf,
+            "temperature",
+            self.temperature,
+            "0 or a number above it",
+        )
+        _refuse(self.top_k < 0, "top_k", self.top_k, "0 (off) or more")
+        _refuse(not 0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
+        _refuse(not 0 <= self.min_p < 1, "min_p", self.min_p, "at least 0 and below 1")
+        _refuse(
+            not 0 < self.repetition_penalty < math.inf,
+            "repetition_penalty",
+            self.repetition_penalty,
+            "above 0",
+        )
+        _refuse(not 0 <= self.seed < 2**63, "seed", self.seed, "between 0 and 2**63 - 1")
+        _refuse("" in self.stop, "stop", self.stop, "non-empty strings")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the law is a point mass on the most likely token."""
+        return self.temperature == 0
+
+
+@dataclass(frozen=True, slots=True)
+class DropRule:
+    """Which attention layers a draft leaves out, by similarity (DESIGN §4.3, our reading).
+
+    Exactly one of `threshold` (similarity at or above it), `quantile` (that share of the layers)
+    and `count` chooses the level. Rule 1 (`fill_gaps`) and rule 2 (`drop_tail`) take further
+    layers whose similarity is at most `margin` below that level. The first `keep_first` and the
+    last `keep_last` layers always stay.
+
+    Raises:
+        ValueError: none or several levels given, or a value outside its range.
+    """
+
+    threshold: float | None = None
+    quantile: float | None = None
+    count: int | None = None
+    margin: float = 0.005
+    fill_gaps: bool = True
+    drop_tail: bool = True
+    keep_first: int = 1
+    keep_last: int = 1
+
+    def __post_init__(self) -> None:
+        given = [n for n in ("threshold", "quantile", "count") if getattr(self, n) is not None]
+        _refuse(len(given) != 1, "drop rule", given, "exactly one of threshold, quantile, count")
+        if self.threshold is not None:
+            _refuse(not -1 <= self.threshold <= 1, "threshold", self.threshold, "a cosine, -1 to 1")
+        if self.quantile is not None:
+            _refuse(not 0 <= self.quantile <= 1, "quantile", self.quantile, "a share, 0 to 1")
+        if self.count is not None:
+            _refuse(self.count < 0, "count", self.count, "0 or more")
+        _refuse(not 0 <= self.margin <= 2, "margin", self.margin, "between 0 and 2")
+        _refuse(self.keep_first < 0, "keep_first", self.keep_first, "0 or more")
+        _refuse(self.keep_last < 0, "keep_last", self.keep_last, "0 or more")
+
+
+@dataclass(frozen=True, slots=True)
+class DraftConfig:
+    """How the engine drafts.
+
+    `drafter` "none" is plain decoding. `draft_tokens` is the longest draft of a round.
+    `exit_threshold` (None: off) is the start value of Draft & Verify's adaptive confidence exit,
+    kept per sequence. `similarity_decay` weighs the prompt's tokens in the "decay" mean.
+
+    Raises:
+        ValueError: a value outside its range, by name.
+    """
+
+    drafter: Literal["admg", "none"] = "admg"
+    draft_tokens: int = 4
+    drop: DropRule = field(default_factory=lambda: DropRule(quantile=0.25))
+    similarity: SimilarityMean = "mean"
+    similarity_decay: float = 0.99
+    exit_threshold: float | None = None
+    verification: Verification = "shared"
+
+    def __post_init__(self) -> None:
+        _refuse(self.drafter not in ("admg", "none"), "drafter", self.drafter, "admg or none")
+        _refuse(not 1 <= self.draft_tokens <= 64, "draft_tokens", self.draft_tokens, "1 to 64")
+        _refuse(
+            self.similarity not in ("mean", "last", "decay"),
+            "similarity",
+            self.similarity,
+            "mean, last or decay",
+        )
+        _refuse(
+            not 0 < self.similarity_decay <= 1,
+            "similarity_decay",
+            self.similarity_decay,
+            "in (0, 1]",
+        )
+        if self.exit_threshold is not None:
+            _refuse(
+                not 0 <= self.exit_threshold <= 1, "exit_threshold", self.exit_threshold, "0 to 1"
+            )
+        _refuse(
+            self.verification not in ("shared", "token"),
+            "verification",
+            self.verification,
+            "shared or token",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Sizes of the engine.
+
+    `kv_budget_bytes` None takes a share of the free memory. `max_model_len` None takes the
+    model's own limit. `prefill_tokens` bounds the prompt tokens of one pass. `check` runs the
+    invariants I1-I7 after every round (slow; for tests).
+
+    Raises:
+        ValueError: a value outside its range, by name.
+    """
+
+    max_num_seqs: int = 16
+    kv_budget_bytes: int | None = None
+    max_model_len: int | None = None
+    prefill_tokens: int = 1024
+    draft: DraftConfig = field(default_factory=DraftConfig)
+    check: bool = False
+
+    def __post_init__(self) -> None:
+        _refuse(self.max_num_seqs < 1, "max_num_seqs", self.max_num_seqs, "at least 1")
+        if self.kv_budget_bytes is not None:
+            _refuse(self.kv_budget_bytes < 1, "kv_budget_bytes", self.kv_budget_bytes, "above 0")
+        if self.max_model_len is not None:
+            _refuse(self.max_model_len < 2, "max_model_len", self.max_model_len, "at least 2")
+        _refuse(self.prefill_tokens < 1, "prefill_tokens", self.prefill_tokens, "at least 1")

@@ -1,0 +1,93 @@
+"""The small entry for people without Ray: a model, a tokenizer and an engine in one object.
+
+llm = LLM.load("path/to/checkpoint")
+for completion in llm.generate(["Summarise: ..."], SamplingParams(max_tokens=64)):
+    print(completion.text, completion.stats.mean_acceptance_length)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from admg.checkpoint import load_dtype
+from admg.config import EngineConfig, SamplingParams
+from admg.engine import Engine
+from admg.families import ModelConfig, read_model_config
+from admg.model import Transformer
+from admg.request import Completion, Request
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class LLM:
+    """A loaded checkpoint with its tokenizer and one engine."""
+
+    def __init__(self, engine: Engine, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.engine = engine
+        self.tokenizer = tokenizer
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        engine: EngineConfig | None = None,
+        dtype: str = "auto",
+        device: str = "auto",
+    ) -> LLM:
+        """Load a Hugging Face folder (safetensors; nothing in it is executed).
+
+        Args:
+            path: the folder.
+            engine: sizes and drafting; defaults of `EngineConfig`.
+            dtype: auto, float32, bfloat16 or float16.
+            device: auto (CUDA where there is one), cpu, cuda, cuda:1, ...
+
+        Raises:
+            ValueError: a checkpoint, a dtype or a configuration that cannot be served, by name.
+        """
+        from transformers import AutoTokenizer
+
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        model = Transformer.load(path, dtype=load_dtype(dtype, device), device=device)
+        tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+        eos = set(model.config.eos_token_ids)
+        if tokenizer.eos_token_id is not None:
+            eos.add(tokenizer.eos_token_id)
+
+        def detokenize(ids: list[int]) -> str:
+            return str(tokenizer.decode(ids, skip_special_tokens=True))
+
+        made = Engine(
+            model, engine or EngineConfig(), eos_token_ids=sorted(eos), detokenize=detokenize
+        )
+        return cls(made, tokenizer)
+
+    def generate(
+        self, prompts: Iterable[str | list[int]], sampling: SamplingParams | None = None
+    ) -> Iterator[Completion]:
+        """Complete prompts (texts or token ids), yielding each as it finishes.
+
+        A completion's `key` is the index of its prompt.
+        """
+        sampling = sampling or SamplingParams()
+        requests = []
+        for i, prompt in enumerate(prompts):
+            ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+            requests.append(Request(ids, sampling, key=str(i)))
+        return self.engine.generate(requests)
+
+
+def check_checkpoint(path: str | Path) -> ModelConfig:
+    """Read a checkpoint's configuration without loading its weights.
+
+    Raises:
+        ValueError: one sentence that says why the folder cannot be loaded.
+    """
+    return read_model_config(path)

@@ -1,0 +1,132 @@
+"""The forward pass of the Llama family over a ragged batch.
+
+Shapes: T tokens of the pass, D hidden size, H query heads, K KV heads, d head size, F feed-forward
+size, V vocabulary, N rows whose logits are wanted.
+
+One forward serves prefill, verification and drafting. What a draft leaves out comes in as a value
+(`LayerMembers`), never as a flag of the model; the empty value is the full model. This file knows
+nothing about rounds, sampling or text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from admg.attention import attend
+from admg.batch import RaggedBatch, SubBatch
+from admg.checkpoint import LayerWeights, Weights, load_weights
+from admg.families import ModelConfig, read_model_config
+from admg.kv_arena import KVArena
+from admg.rope import apply_rope, rope_tables
+
+# Which sequences of the pass take part in each attention layer: None all of them, an empty
+# SubBatch (no segments) none of them.
+LayerMembers = Sequence[SubBatch | None]
+
+
+class AttentionObserver(Protocol):
+    """Sees each attention sub-layer's input and output, in the residual stream."""
+
+    def see(self, layer: int, x: Tensor, added: Tensor) -> None:
+        """Take note of input `x` [T, D] and what the sub-layer adds to it, `added` [T, D]."""
+
+
+class Transformer:
+    """Weights, rotary tables and the forward pass. Stateless: keys and values lie in the arena."""
+
+    def __init__(
+        self, config: ModelConfig, weights: Weights, max_length: int | None = None
+    ) -> None:
+        self.config = config
+        self.weights = weights
+        self.dtype = weights.embed.dtype
+        self.device = weights.embed.device
+        length = max_length or config.max_position_embeddings
+        cos, sin = rope_tables(config.rope, length, self.device)
+        self._cos, self._sin = cos.to(self.dtype), sin.to(self.dtype)
+
+    @classmethod
+    def load(
+        cls, path: str | Path, *, dtype: torch.dtype, device: torch.device | str = "cpu"
+    ) -> Transformer:
+        """From a Hugging Face folder with safetensors.
+
+        Raises:
+            ValueError: an architecture, a field or a tensor that is not understood, by name.
+        """
+        config = read_model_config(path)
+        return cls(config, load_weights(path, config, dtype, device))
+
+    @torch.inference_mode()
+    def forward(
+        self,
+        batch: RaggedBatch,
+        arena: KVArena,
+        *,
+        members: LayerMembers | None = None,
+        observer: AttentionObserver | None = None,
+    ) -> Tensor:
+        """Hidden states [T, D] before the final norm; writes keys and values of the layers run.
+
+        A sequence that is not a member of a layer's attention skips it: it neither reads nor
+        writes keys and values there, and its residual stream passes unchanged.
+        """
+        x = F.embedding(batch.token_ids, self.weights.embed)
+        cos, sin = self._cos[batch.positions], self._sin[batch.positions]
+        for layer, weights in enumerate(self.weights.layers):
+            part = members[layer] if members is not None else None
+            if part is None:
+                added = self._attention(layer, weights, x, cos, sin, batch, arena)
+                if observer is not None:
+                    observer.see(layer, x, added)
+                x = x + added
+            elif part.batch.segments:
+                i = part.index
+                added = self._attention(layer, weights, x[i], cos[i], sin[i], part.batch, arena)
+                x = x.index_add(0, i, added)
+            x = x + self._mlp(weights, x)
+        return x
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [N, V] fp32 of hidden states [N, D]."""
+        normed = self._norm(hidden, self.weights.norm)
+        return F.linear(normed, self.weights.head).float()
+
+    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.rms_norm(x, (x.shape[-1],), weight, self.config.rms_norm_eps)
+
+    def _attention(
+        self,
+        layer: int,
+        w: LayerWeights,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        batch: RaggedBatch,
+        arena: KVArena,
+    ) -> Tensor:
+        c = self.config
+        h, k, d = c.num_heads, c.num_kv_heads, c.head_dim
+        qkv = F.linear(self._norm(x, w.input_norm), w.qkv, w.qkv_bias).view(-1, h + 2 * k, d)
+        queries, keys, values = torch.split(qkv, [h, k, k], dim=1)
+        if w.q_norm is not None and w.k_norm is not None:
+            queries, keys = self._norm(queries, w.q_norm), self._norm(keys, w.k_norm)
+            queries, keys = apply_rope(queries, cos, sin), apply_rope(keys, cos, sin)
+        else:
+            rotated = apply_rope(qkv[:, : h + k], cos, sin)
+            queries, keys = torch.split(rotated, [h, k], dim=1)
+        arena.write(layer, batch.arena_rows(k), keys, values)
+        out = attend(queries, layer, batch, arena)
+        return F.linear(out.reshape(-1, h * d), w.o, w.o_bias)
+
+    def _mlp(self, w: LayerWeights, x: Tensor) -> Tensor:
+        gate_up = F.linear(self._norm(x, w.post_norm), w.gate_up, w.gate_up_bias)
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.linear(F.silu(gate) * up, w.down, w.down_bias)

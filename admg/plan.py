@@ -1,0 +1,67 @@
+"""Draft plans: which attention layers the draft of one sequence leaves out, and who decides.
+
+ADMG-style, our reading (DESIGN §4.3): layers whose input and output are most alike are dropped by
+a level of similarity; two structural rules then take further layers down to `margin` below it.
+The paper's own thresholds and rules were not available to us.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from admg.config import DropRule
+
+
+@dataclass(frozen=True, slots=True)
+class DraftPlan:
+    """How a sequence drafts: attention layers left out (ascending), longest draft of a round."""
+
+    dropped: tuple[int, ...]
+    draft_tokens: int
+
+
+def choose_dropped(similarity: Sequence[float], rule: DropRule) -> tuple[int, ...]:
+    """The attention layers that `rule` drops, ascending.
+
+    With a threshold the rules add to what the threshold takes. With a count or a quantile the
+    number is what was asked for, rules included: the highest level is chosen at which threshold
+    and rules together stay within it, and the most alike of the rest fill it up.
+    """
+    allowed = range(rule.keep_first, len(similarity) - rule.keep_last)
+    if rule.threshold is not None:
+        return tuple(sorted(_at_level(similarity, rule, rule.threshold)))
+    share = rule.quantile if rule.quantile is not None else 0.0
+    wanted = rule.count if rule.count is not None else round(share * len(similarity))
+    wanted = min(wanted, len(allowed))
+    ranked = sorted(allowed, key=lambda layer: (-similarity[layer], layer))
+    chosen: set[int] = set()
+    for layer in ranked:
+        taken = _at_level(similarity, rule, similarity[layer])
+        if len(taken) > wanted:
+            break
+        chosen = taken
+    chosen.update([layer for layer in ranked if layer not in chosen][: wanted - len(chosen)])
+    return tuple(sorted(chosen))
+
+
+def _at_level(similarity: Sequence[float], rule: DropRule, level: float) -> set[int]:
+    """Layers at or above `level`, and those that the two rules add."""
+    end = len(similarity) - rule.keep_last
+    allowed = range(rule.keep_first, end)
+    low = level - rule.margin
+    dropped = {layer for layer in allowed if similarity[layer] >= level}
+    if rule.fill_gaps:
+        # Rule 1: a kept layer between two dropped ones (one sweep: filled gaps open no new ones).
+        dropped |= {
+            layer
+            for layer in allowed
+            if layer - 1 in dropped and layer + 1 in dropped and similarity[layer] >= low
+        }
+    if rule.drop_tail:
+        # Rule 2: the run that ends just before the layers that always stay.
+        for layer in reversed(allowed):
+            if similarity[layer] < low:
+                break
+            dropped.add(layer)
+    return dropped

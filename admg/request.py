@@ -1,0 +1,44 @@
+"""What goes into the engine and what comes out: values without tensors.
+
+The engine knows a sequence by a handle of its own; `key` names the sequence's noise stream, so a
+completion depends on model, prompt, parameters, seed and key alone (DESIGN §4.2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from admg.config import SamplingParams
+from admg.stats import SequenceStats
+
+FinishReason = Literal["stop", "length", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt: token ids, the law and the stops, and the key of its noise."""
+
+    prompt_token_ids: list[int]
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One finished sequence.
+
+    `token_ids` include the EOS or stop token that ended the sequence; `text` is given when the
+    engine has a detokenizer, without that token and cut before a stop string. With
+    `finish_reason` "error" both are empty, and `error_code` and `error_message` say why
+    (`prompt_empty`, `prompt_too_long`, `bad_parameter`, `model_output_invalid`).
+    """
+
+    handle: int
+    key: str
+    token_ids: list[int]
+    finish_reason: FinishReason
+    stats: SequenceStats
+    text: str | None = None
+    error_code: str | None = None
+    error_message: str | None = None

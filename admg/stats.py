@@ -1,0 +1,55 @@
+"""What a finished sequence reports about itself: plain numbers, vLLM's names where it has one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceStats:
+    """Statistics of one sequence; the field names are the output's column names (DESIGN §5).
+
+    A spec step is one verification pass of this sequence, plain steps (no draft) included, and
+    the first token, which the prefill gives, belongs to none.
+    `acceptance_histogram[i]` counts the spec steps that accepted i draft tokens.
+    `mean_acceptance_length` is committed tokens per spec step and `draft_acceptance_rate` accepted
+    over drafted; both are None where their denominator is 0. `speedup` compares decoding with the
+    calibrated plain steps (DESIGN §4.5), `speedup_end_to_end` adds the prefill to both sides; None
+    where no step was timed. `drafter_tokens` counts draft tokens by source. Seconds are wall time:
+    `decode_seconds` is the time of the rounds that the sequence took part in.
+    """
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    num_spec_steps: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_draft_tokens: int = 0
+    mean_acceptance_length: float | None = None
+    draft_acceptance_rate: float | None = None
+    acceptance_histogram: list[int] = field(default_factory=list)
+    speedup: float | None = None
+    speedup_end_to_end: float | None = None
+    dropped_attention_layers: list[int] = field(default_factory=list)
+    attention_similarity: list[float] = field(default_factory=list)
+    drafter_tokens: dict[str, int] = field(default_factory=dict)
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    queue_seconds: float = 0.0
+    audited: bool = False
+    audit_identical: bool | None = None
+
+
+@dataclass(slots=True)
+class EngineCounters:
+    """Sums over everything an engine has done so far, and what it holds now.
+
+    Tokens are counted when their sequence finishes, rounds as they happen.
+    """
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    num_spec_steps: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_draft_tokens: int = 0
+    num_running: int = 0
+    num_waiting: int = 0

@@ -5,7 +5,7 @@ transformers' own initialisation (std 0.02) would make useless models of this si
 equal, attention almost uniform, so that a wrong mask, a dropped layer or a swapped head would
 change nothing that a test could see. `_randomise` therefore draws every matrix at 1/sqrt(fan-in)
 times a gain: residual stream and sub-layer outputs of like size, attention scores with a standard
-deviation of about 2, logits of about 3, and norm weights and biases that are not 1 and 0.
+deviation of about 1.5, logits of about 3, and norm weights and biases that are not 1 and 0.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ YARN_ROPE = {
     "rope_type": "yarn",
     "rope_theta": 10000.0,
     "factor": 4.0,
-    "original_max_position_embeddings": 64,
+    "original_max_position_embeddings": 128,
 }
 
 
@@ -97,7 +97,7 @@ TINY_MODELS: dict[str, TinyModel] = {
 
 def _randomise(model: torch.nn.Module, seed: int) -> None:
     """Draws all weights anew; see the top of this file for the scales."""
-    gains = {"q_proj": 1.5, "k_proj": 1.5, "lm_head": 3.0, "embed_tokens": 3.0}
+    gains = {"q_proj": 1.25, "k_proj": 1.25, "lm_head": 3.0, "embed_tokens": 3.0}
     generator = torch.Generator().manual_seed(seed)
     for name, weight in model.named_parameters():
         if weight.dim() == 2:

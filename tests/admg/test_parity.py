@@ -32,8 +32,8 @@ def load_oracle(path: Path) -> transformers.PreTrainedModel:
 
 @torch.inference_mode()
 def oracle_logits(oracle: transformers.PreTrainedModel, sequence: list[int]) -> Tensor:
-    """Logits [T, V] of one sequence alone."""
-    return oracle(torch.tensor([sequence])).logits[0].float()
+    """Logits [T, V] of one sequence alone, in the oracle's dtype."""
+    return oracle(torch.tensor([sequence])).logits[0]
 
 
 def our_logits(
@@ -129,15 +129,31 @@ def test_untied_copy_of_a_tied_head_agrees(
         torch.testing.assert_close(other, -1.5 * tied, atol=TOLERANCE, rtol=1e-5)
 
 
-@pytest.mark.parametrize("chunk", [1000, 64], ids=["one-pass", "chunks"])
+@pytest.mark.timeout(300)
 def test_demo_model_agrees_on_real_prompts(
-    demo_model_path: Path, spec_bench_prompts: list[str], chunk: int
+    demo_model_path: Path, spec_bench_prompts: list[str]
 ) -> None:
+    """A real model, whose logits reach 40: there transformers' own fp32 strays by up to 2e-4.
+
+    So the bound at each position is 1e-4 beyond what separates transformers in fp32 from
+    transformers in fp64 there, and on the whole our fp32 must be as near to fp64 as theirs.
+    """
     tokenizer = transformers.AutoTokenizer.from_pretrained(demo_model_path)
-    model = Transformer.load(demo_model_path, dtype=torch.float32, device="cpu")
     chosen = [spec_bench_prompts[i] for i in (0, 100, 170, 250, 330)]
-    sequences = [tokenizer(text)["input_ids"][:300] for text in chosen]
+    sequences = [tokenizer(text)["input_ids"][:120] for text in chosen]
     prompt_lengths = [max(len(sequence) - NUM_STEPS, 1) for sequence in sequences]
     oracle = load_oracle(demo_model_path)
     theirs = [oracle_logits(oracle, sequence) for sequence in sequences]
-    assert_parity(our_logits(model, sequences, prompt_lengths, chunk), theirs)
+    oracle.double()
+    exact = torch.cat([oracle_logits(oracle, sequence) for sequence in sequences])
+    del oracle
+    their_error = (torch.cat(theirs) - exact).abs()
+
+    model = Transformer.load(demo_model_path, dtype=torch.float32, device="cpu")
+    for chunk in (1000, 64):
+        ours = torch.cat(our_logits(model, sequences, prompt_lengths, chunk))
+        difference = (ours - torch.cat(theirs)).abs().amax(-1)  # [T]
+        bound = TOLERANCE + their_error.amax(-1)
+        assert (difference < bound).all(), f"{(difference - bound).max()} beyond the bound"
+        assert difference.median() < TOLERANCE / 2
+        assert (ours - exact).abs().mean() < 1.25 * their_error.mean()

@@ -48,8 +48,7 @@ class Transformer:
         self.dtype = weights.embed.dtype
         self.device = weights.embed.device
         length = max_length or config.max_position_embeddings
-        cos, sin = rope_tables(config.rope, length, self.device)
-        self._cos, self._sin = cos.to(self.dtype), sin.to(self.dtype)
+        self._cos, self._sin = rope_tables(config.rope, length, self.device)  # [P, d] fp32
 
     @classmethod
     def load(

@@ -82,9 +82,7 @@ def _by_shared_noise(
 def _by_rejection(
     sampler: Sampler, logits: Tensor, rows: list[LawRow], counts: list[int], draft: Draft
 ) -> tuple[list[int], list[int]]:
-    p = pad_sequence(
-        torch.split(sampler.laws(logits, rows), counts), batch_first=True
-    )  # [B, K+1, V]
+    p = _by_sequence(sampler.laws(logits, rows), counts)  # [B, K+1, V]
     drafts, lengths = _padded(draft, logits.device)
     q = torch.zeros_like(p)
     for i, laws in enumerate(draft.laws):

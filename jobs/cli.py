@@ -123,10 +123,10 @@ def _first_line(error: Exception, verbose: bool) -> str:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 @verbose_option
 def report(output: str, as_json: bool) -> None:
-    """Show what an output holds: rows, errors, tokens, acceptance, speedup and one row.
+    """Show what an output holds.
 
-    OUTPUT is the folder or URI that was given to `admg-batch run --output`. It need not be
-    complete.
+    Rows, errors, tokens, acceptance, speedup, and one row to read. OUTPUT is the folder or URI
+    that was given to `admg-batch run --output`. It need not be complete.
     """
     from jobs.report import print_summary, read_output
 

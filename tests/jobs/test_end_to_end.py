@@ -1,0 +1,135 @@
+"""The whole command as people run it: a process, real Ray, the real demo model."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+COMMAND = str(Path(sys.executable).with_name("admg-batch"))
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+pytestmark = [pytest.mark.timeout(400), pytest.mark.usefixtures("demo_model_path")]
+
+
+@pytest.fixture
+def admg_batch(tmp_path: Path) -> Run:
+    def call(*args: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [COMMAND, *map(str, args)], cwd=tmp_path, capture_output=True, text=True, timeout=300
+        )
+
+    return call
+
+
+def rows_by_id(folder: Path) -> dict[Any, dict[str, Any]]:
+    table = pq.read_table(folder)
+    rows = {row["id"]: row for row in table.to_pylist()}
+    assert len(rows) == len(table), "an id came out twice"
+    return rows
+
+
+def test_good_and_bad_rows_from_prepare_to_report(admg_batch: Run, tmp_path: Path) -> None:
+    assert admg_batch("prepare", "demo", "--output", "in", "--limit", 6).returncode == 0
+    bad = {"id": ["null", "empty", "long"], "prompt": [None, "", "word " * 20000]}
+    pq.write_table(pa.table(bad | {"topic": ["a", "b", "c"]}), tmp_path / "in" / "bad.parquet")
+    run = ("run", "--input", "in", "--output", "out", "--model", "demo", "--chat")
+    run += ("--max-tokens", 12, "--keep", "topic", "--drop-layers", 4)
+    done = admg_batch(*run)
+    assert done.returncode == 3, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "6 ok, 3 error" in done.stdout and "One row" in done.stdout
+
+    rows = rows_by_id(tmp_path / "out")
+    assert len(rows) == 9
+    for name, row in rows.items():
+        good = name not in bad["id"]
+        assert row["status"] == ("ok" if good else "error")
+        assert (row["error_code"] is None) == good
+        if good:
+            assert 0 < row["completion_tokens"] <= 12 and row["completion"].strip()
+            assert row["topic"] and row["mean_acceptance_length"] >= 1
+            assert len(row["dropped_attention_layers"]) >= 4
+    assert rows["long"]["error_code"] == "prompt_too_long"
+
+    report = json.loads(admg_batch("report", "out", "--json").stdout)
+    assert report["complete"] and (report["rows_ok"], report["rows_error"]) == (6, 3)
+    assert report["completion_tokens"] == sum(r["completion_tokens"] or 0 for r in rows.values())
+
+    again = admg_batch(*run)
+    assert again.returncode == 3 and "(9 from earlier runs)" in again.stdout
+    other = admg_batch(*run, "--max-tokens", 13)
+    assert other.returncode == 2
+    assert "max_tokens" in other.stderr and other.stderr.count("\n") <= 3
+    assert rows_by_id(tmp_path / "out") == rows
+
+
+def test_ctrl_c_keeps_what_is_committed_and_the_printed_command_goes_on(
+    admg_batch: Run, tmp_path: Path
+) -> None:
+    assert admg_batch("prepare", "demo", "--output", "my in", "--limit", 24).returncode == 0
+    run = ["run", "--input", "my in", "--output", "out", "--model", "demo", "--chat"]
+    run += ["--max-tokens", "24", "--rows-per-block", "2", "--max-num-seqs", "2"]
+    process = subprocess.Popen(
+        [COMMAND, *run], cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    out, deadline = tmp_path / "out", time.monotonic() + 200
+    while not list(out.glob("*.parquet")) and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    kept = rows_by_id(out)
+    assert 0 < len(kept) < 24 and not (out / "_SUCCESS").exists()
+    found = re.search(r"(\d+) of 24 rows are kept in out", said)
+    assert found is not None and int(found[1]) == len(kept)
+
+    line = next(line for line in said.splitlines() if line.startswith("  admg-batch "))
+    words = shlex.split(line)
+    assert words[1:] == run
+    done = admg_batch(*words[1:])
+    assert done.returncode == 0, done.stderr
+    assert f"24 ok, 0 error ({len(kept)} from earlier runs)" in done.stdout
+    whole = rows_by_id(out)
+    assert len(whole) == 24 and (out / "_SUCCESS").exists()
+    assert {name: whole[name] for name in kept} == kept, "a committed row was decoded again"
+
+
+def test_mistakes_are_said_before_a_model_is_loaded(admg_batch: Run, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    pq.write_table(pa.table({"id": ["a", "a"], "prompt": ["x", "y"]}), tmp_path / "in.parquet")
+    base = ("run", "--input", "in.parquet", "--output", "out", "--model", "model")
+    for extra, said in (
+        ((), "model"),
+        (("--model", "demo"), "'a'"),
+        (("--model", "demo", "--id-column", "key"), "key"),
+        (("--model", "demo", "--prompt-column", "text"), "text"),
+        (("--input", "none.parquet"), "none.parquet"),
+    ):
+        done = admg_batch(*base, *extra)
+        assert done.returncode == 2, done.stderr
+        error = done.stderr.splitlines()[-1]
+        assert error.startswith("Error: ") and said in error
+        assert "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("out/*.parquet"))
+
+
+def test_the_environment_of_the_tests_is_the_checkout() -> None:
+    """A test of another copy of the program would prove nothing about this one."""
+    place = [sys.executable, "-c", "import jobs; print(jobs.__file__)"]
+    found = subprocess.run(place, capture_output=True, text=True, check=True, cwd=os.path.sep)
+    assert Path(found.stdout.strip()).parents[1] == Path(__file__).parents[2]

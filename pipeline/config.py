@@ -121,6 +121,6 @@ class RunConfig:
         """Blocks that one actor decodes at once.
 
         One block beyond twice the batch: the batch then stays full while the last rows of a block
-        are still running. It is also the bound on what a dead actor has to redo.
+        are still running. An actor that dies has to redo at most these.
         """
         return 1 + -(-2 * self.engine.max_num_seqs // self.rows_per_block)

@@ -71,7 +71,7 @@ class ModelTokenizer:
     def __init__(self, path: str) -> None:
         from transformers import AutoTokenizer
 
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(path)
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
 
     def encode(self, texts: Sequence[str], special: bool) -> list[list[int]]:
         """Token ids of each text; `verbose` off, for over-long prompts are dealt with later."""

@@ -1,0 +1,189 @@
+"""Files are commits: whole or absent, named by their rows, read back as the only record."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.fingerprint import Fingerprint
+from pipeline.keys import as_keys, id_key, row_key
+from pipeline.ledger import check_same_job, read_ledger, remove_repeated_rows
+from pipeline.manifest import read_manifest
+from pipeline.schema import RowResult, output_schema, result_columns
+from pipeline.sink import ResultSink, commit, digest_of, encode, file_name
+from pipeline.storage import Store, resolve
+
+PRINT = Fingerprint({"model": "m", "sampling.seed": 0})
+INPUT = pa.schema([("id", pa.string())])
+SCHEMA = output_schema(INPUT, "id", ())
+
+
+def results(*ids: str) -> pa.Table:
+    columns: dict[str, Any] = dict(result_columns([RowResult(text=f"text {i}") for i in ids]))
+    columns["id"] = pa.array(ids)
+    columns["row_key"] = pa.array([row_key(i, "p") for i in ids], pa.binary(16))
+    return pa.table(columns).select(SCHEMA.names).cast(SCHEMA)
+
+
+class FullDisk(io.FileIO):
+    """A file that takes ten bytes."""
+
+    def write(self, data: Any) -> int:
+        super().write(bytes(data)[:10])
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    store = Store(str(tmp_path / "out"))
+    store.prepare()
+    return store
+
+
+def test_names_depend_on_rows_and_fingerprint_alone() -> None:
+    keys = [row_key(i, "p") for i in range(5)]
+    name = file_name(PRINT, keys)
+    assert file_name(PRINT, reversed(keys)) == name
+    assert file_name(PRINT, keys[1:]) != name
+    assert file_name(Fingerprint({"model": "n"}), keys) != name
+    assert digest_of(name) == PRINT.digest[:12]
+    assert digest_of("other.parquet") == digest_of("part-0-1.parquet") == ""
+
+
+def test_a_task_that_runs_twice_leaves_one_file(store: Store) -> None:
+    sink = pickle.loads(pickle.dumps(ResultSink(store, PRINT, SCHEMA)))
+    first = sink.write([results("b", "a"), results("c")], None)
+    again = sink.write([results("c", "b", "a")], None)
+    assert first == again
+    assert [f.rows for f in first] == [3]
+    assert store.names(".parquet") == [first[0].name]
+    table = pq.read_table(store.path(first[0].name))
+    assert table["id"].to_pylist() == ["a", "b", "c"]
+    assert table.schema.remove_metadata() == SCHEMA
+    assert sink.write([results()], None) == []
+
+
+@pytest.mark.parametrize("point", ["open", "write", "fsync", "replace"])
+def test_a_crash_inside_a_commit_leaves_nothing_to_see(
+    store: Store, monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
+    """At each step before the rename the folder looks as before; afterwards the file is whole."""
+
+    def crash(*_: Any) -> None:
+        raise OSError("crash")
+
+    with monkeypatch.context() as patch:
+        if point in ("fsync", "replace"):
+            patch.setattr(os, point, crash)
+        else:
+            broken = {"open": crash, "write": FullDisk}
+            patch.setattr("pipeline.storage.open", broken[point], raising=False)
+        with pytest.raises(OSError):
+            commit(store, PRINT, results("a"))
+    assert store.names(".parquet") == []
+    assert read_ledger(store, "id").rows == 0
+    store.prepare()
+    assert store.names("", "_admg/tmp") == []
+    commit(store, PRINT, results("a"))
+    assert read_ledger(store, "id").rows == 1
+
+
+def test_object_stores_get_one_put() -> None:
+    """Without a rename the final name is written at once, and is not seen unless it is whole."""
+    store = Store("memory://bucket/out")
+    store.prepare()
+    written = commit(store, PRINT, results("a", "b"))
+    assert store.names(".parquet") == [written.name]
+    assert store.names("", "_admg/tmp") == []
+    assert read_ledger(store, "id").rows == 2
+    store.delete(written.name)
+    store.delete(written.name)
+    assert not store.exists(written.name)
+
+
+def test_uris_and_paths_lead_to_the_same_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "a b%20c"
+    Store(str(folder)).prepare()
+    Store(str(folder)).write("x", b"1")
+    assert Store(folder.as_uri()).read("x") == b"1"
+    assert resolve(str(folder)) == resolve(folder.as_uri())
+    assert Store(f"{folder}/").root == str(folder)
+
+
+def test_the_ledger_is_what_the_files_hold(store: Store) -> None:
+    files = [commit(store, PRINT, results("a", "b")), commit(store, PRINT, results("c"))]
+    ledger = read_ledger(store, "id")
+    assert {f.name: len(f.keys) for f in ledger.files} == {f.name: f.rows for f in files}
+    asked = as_keys([row_key(i, "p") for i in "abcd"])
+    assert ledger.keys().contains(asked).tolist() == [True, True, True, False]
+    assert ledger.ids().contains(as_keys([id_key("c"), id_key("d")])).tolist() == [True, False]
+
+
+def test_an_empty_output_has_an_empty_ledger(tmp_path: Path) -> None:
+    nowhere = Store(str(tmp_path / "nowhere"))
+    assert read_ledger(nowhere, "id").rows == 0
+    check_same_job(nowhere, PRINT)
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_another_configuration_is_refused_by_name(store: Store) -> None:
+    commit(store, PRINT, results("a"))
+    check_same_job(store, Fingerprint({"sampling.seed": 0, "model": "m"}))
+    with pytest.raises(ValueError) as caught:
+        check_same_job(store, Fingerprint({"model": "n", "sampling.seed": 7}))
+    assert "model was 'm' and is now 'n'; sampling.seed was 0 and is now 7" in str(caught.value)
+
+
+def test_files_of_others_are_refused(store: Store) -> None:
+    pq.write_table(pa.table({"x": [1]}), store.path("mine.parquet"))
+    with pytest.raises(ValueError, match=r"must be empty or this job's own, but holds mine"):
+        check_same_job(store, PRINT)
+
+
+def test_a_file_that_cannot_be_read_is_named(store: Store) -> None:
+    name = commit(store, PRINT, results("a")).name
+    Path(store.path(name)).write_bytes(b"PAR1 torn")
+    with pytest.raises(ValueError, match=name):
+        read_ledger(store, "id")
+
+
+@pytest.mark.parametrize("groups", [["abc", "bcd", "d"], ["ab", "ab2", "a"], ["abc", "cba x"]])
+def test_rows_that_come_twice_are_removed(store: Store, groups: list[str]) -> None:
+    for group in groups:
+        commit(store, PRINT, results(*group))
+    ids = sorted(set("".join(groups)))
+    changed = remove_repeated_rows(store, PRINT, read_ledger(store, "id"))
+    assert changed == (len("".join(groups)) > len(ids))
+    kept = pq.read_table(store.root, partitioning=None)
+    assert sorted(kept["id"].to_pylist()) == ids
+    assert not remove_repeated_rows(store, PRINT, read_ledger(store, "id"))
+
+
+def test_files_carry_their_fingerprint_and_one_schema(store: Store) -> None:
+    """A file of error rows alone, with every other column null, has the same types."""
+    for table in (
+        results("a"),
+        results("b").set_column(2, SCHEMA.field(2), pa.nulls(1, pa.string())),
+    ):
+        schema = pq.read_schema(pa.BufferReader(encode(table, PRINT)))
+        assert schema.remove_metadata() == SCHEMA
+        assert Fingerprint.from_json(schema.metadata[b"admg.fingerprint"]) == PRINT
+
+
+def test_input_columns_must_not_have_result_names() -> None:
+    schema = pa.schema([("id", pa.string()), ("status", pa.string())])
+    with pytest.raises(ValueError, match=r"'status' has the name of a result column"):
+        output_schema(schema, "id", ("status",))
+
+
+def test_an_unfinished_output_has_no_manifest(store: Store) -> None:
+    with pytest.raises(ValueError, match=r"it must be a finished run's"):
+        read_manifest(store.uri)

@@ -1,15 +1,16 @@
 """Attention of a ragged batch over the KV arena, in torch operations that run on any device.
 
 Shapes: T tokens, H query heads, K KV heads, G = H/K query heads of one KV head, d head size,
-n sequences of a group, Q most query tokens of a sequence in the group, N keys read.
+n sequences of a group, Q most query tokens of a sequence in the group, C capacity of its extents.
 
 Every query token sees the keys of its own sequence up to its own position: bottom-right causal,
 from lengths. Two ways, chosen per segment by its number of tokens:
 
-- few tokens (decoding, drafting, verification): neighbouring sequences with equal capacities and
-  similar lengths form one group; per group two batched matmuls over (sequence, KV head) units with
-  the query heads of a KV head folded into rows. N is rounded up so that shapes repeat from step to
-  step (the CPU's matmul library plans per shape).
+- few tokens (decoding, drafting, verification): neighbouring sequences with equal capacities form
+  one group; per group two batched matmuls over (sequence, KV head) units with the query heads of a
+  KV head folded into rows. They run over whole extents and mask what lies past the length: the
+  units stay contiguous and their shapes repeat from step to step, and the CPU's matmul library
+  copies the one and plans the other otherwise.
 - many tokens (prefill): blocks of queries through `scaled_dot_product_attention`.
 """
 
@@ -26,9 +27,6 @@ from admg.batch import RaggedBatch, Segment
 from admg.kv_arena import KVArena
 
 FEW_TOKENS = 32
-KEY_GRAIN = 32
-# A group may read at most this many times the keys that its shortest member needs.
-LENGTH_SPREAD = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +34,12 @@ class Group:
     """Sequences that attend in one batched matmul.
 
     `index` [n*Q] int64 into the pass's tokens, None where the group is the pass itself in order;
-    a sequence with fewer than Q tokens repeats its last one. `mask` [n, 1, 1, Q, N] is added to
+    a sequence with fewer than Q tokens repeats its last one. `mask` [n, 1, 1, Q, C] is added to
     the scores.
     """
 
     segments: tuple[Segment, ...]
     queries: int
-    keys: int
     mask: Tensor
     index: Tensor | None
 
@@ -86,51 +83,45 @@ def attend(q: Tensor, layer: int, batch: RaggedBatch, arena: KVArena) -> Tensor:
 
 
 def _neighbours(segments: list[Segment]) -> list[list[Segment]]:
-    """Runs of segments whose extents adjoin, with equal capacity and similar numbers of keys."""
+    """Runs of segments whose extents adjoin and have equal capacities."""
     runs: list[list[Segment]] = []
     for s in sorted(segments, key=lambda s: s.extent.start):
-        if runs:
-            run = runs[-1]
-            last = run[-1].extent
-            lengths = [m.kv_length for m in run] + [s.kv_length]
-            adjoin = last.end == s.extent.start and last.capacity == s.extent.capacity
-            if adjoin and max(lengths) <= LENGTH_SPREAD * min(lengths) + KEY_GRAIN:
-                run.append(s)
-                continue
-        runs.append([s])
+        last = runs[-1][-1].extent if runs else None
+        if last and last.end == s.extent.start and last.capacity == s.extent.capacity:
+            runs[-1].append(s)
+        else:
+            runs.append([s])
     return runs
 
 
 def _group(batch: RaggedBatch, members: list[Segment], dtype: torch.dtype, whole: bool) -> Group:
     device = batch.token_ids.device
     queries = max(s.count for s in members)
-    longest = max(s.kv_length for s in members)
-    keys = min(-(-longest // KEY_GRAIN) * KEY_GRAIN, members[0].extent.capacity)
     tokens = [s.first + min(j, s.count - 1) for s in members for j in range(queries)]
     index = torch.tensor(tokens, dtype=torch.int64, device=device)
     seen = batch.positions[index].view(len(members), queries, 1)  # [n, Q, 1]
-    hidden = torch.arange(keys, device=device) > seen  # [n, Q, N]
+    hidden = torch.arange(members[0].extent.capacity, device=device) > seen  # [n, Q, C]
     mask = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, -math.inf)
     in_order = whole and tokens == list(range(len(batch.positions)))
-    return Group(tuple(members), queries, keys, mask[:, None, None], None if in_order else index)
+    return Group(tuple(members), queries, mask[:, None, None], None if in_order else index)
 
 
 def _attend_group(q: Tensor, layer: int, group: Group, arena: KVArena) -> Tensor:
-    n, num_queries, num_keys = len(group.segments), group.queries, group.keys
+    n, num_queries = len(group.segments), group.queries
     kv_heads, d = arena.num_kv_heads, q.shape[-1]
     fold = q.shape[1] // kv_heads
-    keys, values = arena.units(layer, group.segments[0].extent, n, num_keys)
+    keys, values = arena.units(layer, group.segments[0].extent, n)  # [n*K, C, d]
     # [n*Q, H, d] -> [n*K, G*Q, d]: the query heads of a KV head become rows of its matmul.
     folded = q.view(n, num_queries, kv_heads, fold, d).permute(0, 2, 3, 1, 4)
     scores = torch.bmm(folded.reshape(n * kv_heads, fold * num_queries, d), keys.transpose(1, 2))
-    scores.view(n, kv_heads, fold, num_queries, num_keys).add_(group.mask)
+    scores.view(n, kv_heads, fold, num_queries, -1).add_(group.mask)
     out = torch.bmm(torch.softmax(scores, dim=-1), values)
     out = out.view(n, kv_heads, fold, num_queries, d).permute(0, 3, 1, 2, 4)
     return out.reshape(n * num_queries, kv_heads * fold, d)
 
 
 def _attend_long(q: Tensor, layer: int, segment: Segment, arena: KVArena) -> Tensor:
-    keys, values = arena.units(layer, segment.extent, 1, segment.kv_length)  # [K, N, d]
+    keys, values = (u[:, : segment.kv_length] for u in arena.units(layer, segment.extent, 1))
     mask = None
     if segment.start:
         visible = torch.arange(segment.kv_length, device=q.device)

@@ -62,7 +62,7 @@ class Engine:
         self._config = config
         self._detokenize = detokenize
         self._max_model_len = size.max_model_len
-        self._arena = KVArena(model.config, size.num_slots, model.dtype, model.device, size.lane)
+        self._arena = KVArena(model.config, size.num_slots, model.dtype, model.device)
         self._sampler = Sampler(model.config.vocab_size, model.device)
         self._scheduler = Scheduler(config, self._arena, frozenset(eos_token_ids))
         self._by_rejection = config.draft.verification == "token"

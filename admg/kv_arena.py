@@ -10,7 +10,8 @@ nothing is ever moved or copied. Inside an extent each KV head's slots are conti
     row of (head h, position i) in `keys[l]` [S*K, d]  =  extent.start * K + h * C + i
 
 so the unit of attention, (sequence, KV head), is `C` consecutive rows, and neighbouring extents
-of equal capacity form one strided batch of units.
+of equal capacity form one contiguous batch of units. Batched matmuls want just that (on CPU a bf16
+`bmm` copies its operands otherwise), so extents are made equal where the waste is bounded.
 
 This file knows nothing about tokens, masks or models.
 """
@@ -26,6 +27,8 @@ from torch import Tensor
 from admg.families import ModelConfig
 
 SLOT_GRAIN = 32
+# An extent may be this much larger than needed, if that makes it equal to others in use.
+STRETCH = 1.5
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -47,12 +50,7 @@ def bytes_per_slot(config: ModelConfig, dtype: torch.dtype) -> int:
 
 
 class KVArena:
-    """Keys and values of every running sequence, and the free list of their slots.
-
-    `lane` is the capacity that extents are rounded up to while they fit in it: equal capacities
-    make neighbours batchable (see the module's text). On CPU the memory of slots that were never
-    written is never touched, so generous lanes cost address space, not memory.
-    """
+    """Keys and values of every running sequence, and the free list of their slots."""
 
     def __init__(
         self,
@@ -60,11 +58,9 @@ class KVArena:
         num_slots: int,
         dtype: torch.dtype,
         device: torch.device | str,
-        lane: int = SLOT_GRAIN,
     ) -> None:
         self.num_kv_heads = config.num_kv_heads
         self.num_slots = num_slots // SLOT_GRAIN * SLOT_GRAIN
-        self.lane = max(lane // SLOT_GRAIN * SLOT_GRAIN, SLOT_GRAIN)
         rows = self.num_slots * config.num_kv_heads
         shape = (config.num_layers, rows, config.head_dim)
         # Zeros, not empty: attention multiplies masked slots by 0, and 0 * NaN is NaN.
@@ -78,17 +74,27 @@ class KVArena:
         return _round_up(length, SLOT_GRAIN) <= self.num_slots
 
     def allocate(self, length: int) -> Extent | None:
-        """An extent for a sequence of `length` tokens, first fit; None where none is free now."""
+        """An extent for a sequence of `length` tokens; None where none is free now."""
         exact = _round_up(length, SLOT_GRAIN)
-        for capacity in sorted({max(exact, self.lane), exact}, reverse=True):
-            for i, hole in enumerate(self._free):
-                if hole.capacity >= capacity:
-                    extent = Extent(hole.start, capacity)
-                    rest = Extent(extent.end, hole.capacity - capacity)
-                    self._free[i : i + 1] = [rest] if rest.capacity else []
-                    self._owned.add(extent)
-                    return extent
+        for capacity in [*self._equal_capacities(exact), exact]:
+            # A hole of just this capacity first: it keeps a run of equal extents whole.
+            holes = sorted(self._free, key=lambda h: (h.capacity != capacity, h.start))
+            hole = next((h for h in holes if h.capacity >= capacity), None)
+            if hole is not None:
+                return self._take(hole, capacity)
         return None
+
+    def _equal_capacities(self, exact: int) -> list[int]:
+        """Capacities in use that `exact` slots can be stretched to, smallest first."""
+        return sorted({e.capacity for e in self._owned if exact <= e.capacity <= STRETCH * exact})
+
+    def _take(self, hole: Extent, capacity: int) -> Extent:
+        extent = Extent(hole.start, capacity)
+        self._free.remove(hole)
+        if hole.capacity > capacity:
+            insort(self._free, Extent(extent.end, hole.capacity - capacity))
+        self._owned.add(extent)
+        return extent
 
     def release(self, extent: Extent) -> None:
         """Give an extent's slots back and merge them with free neighbours.
@@ -114,15 +120,16 @@ class KVArena:
         self.keys[layer].index_copy_(0, rows, keys.reshape(-1, d))
         self.values[layer].index_copy_(0, rows, values.reshape(-1, d))
 
-    def units(self, layer: int, extent: Extent, count: int, length: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of `count` neighbouring extents of equal capacity, first `length` slots.
+    def units(self, layer: int, first: Extent, count: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of `count` neighbouring extents of equal capacity C.
 
         Returns:
-            Two views [count*K, length, d]; unit i*K + h is KV head h of the i-th extent.
+            Two contiguous views [count*K, C, d]; unit i*K + h is KV head h of the i-th extent.
         """
-        return _strided(self.keys[layer], extent, count, length, self.num_kv_heads), _strided(
-            self.values[layer], extent, count, length, self.num_kv_heads
-        )
+        k, d = self.num_kv_heads, self.keys.shape[-1]
+        rows = slice(first.start * k, (first.start + count * first.capacity) * k)
+        shape = (count * k, first.capacity, d)
+        return self.keys[layer, rows].view(shape), self.values[layer, rows].view(shape)
 
     def check(self) -> None:
         """Raise AssertionError unless free and owned extents tile the arena exactly."""
@@ -131,15 +138,6 @@ class KVArena:
             assert extent.start == edge, f"slots {edge}..{extent.start} are lost or owned twice"
             edge = extent.end
         assert edge == self.num_slots, f"extents end at {edge}, the arena at {self.num_slots}"
-
-
-def _strided(rows: Tensor, extent: Extent, count: int, length: int, num_kv_heads: int) -> Tensor:
-    d = rows.shape[-1]
-    return rows.as_strided(
-        (count * num_kv_heads, length, d),
-        (extent.capacity * d, d, 1),
-        rows.storage_offset() + extent.start * num_kv_heads * d,
-    )
 
 
 def _round_up(n: int, grain: int) -> int:

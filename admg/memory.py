@@ -19,15 +19,14 @@ CUDA_SHARE = 0.85
 
 @dataclass(frozen=True, slots=True)
 class ArenaSize:
-    """Slots of the arena, slots of a lane, and the longest sequence in tokens."""
+    """Slots of the arena, and the longest sequence in tokens."""
 
     num_slots: int
-    lane: int
     max_model_len: int
 
 
 def arena_size(model: Transformer, config: EngineConfig) -> ArenaSize:
-    """Divide the KV budget into lanes for `max_num_seqs` sequences.
+    """Slots for `max_num_seqs` sequences of full length, or what the KV budget allows.
 
     Raises:
         ValueError: `max_model_len` beyond the model's positions or its attention window, or a
@@ -43,14 +42,14 @@ def arena_size(model: Transformer, config: EngineConfig) -> ArenaSize:
         )
     per_slot = bytes_per_slot(c, model.dtype)
     budget = config.kv_budget_bytes or _free_bytes(model.device)
-    lane_wanted = -(-length // SLOT_GRAIN) * SLOT_GRAIN
-    num_slots = min(budget // per_slot, lane_wanted * config.max_num_seqs)
+    longest = -(-length // SLOT_GRAIN) * SLOT_GRAIN
+    num_slots = min(budget // per_slot, longest * config.max_num_seqs)
     if num_slots < SLOT_GRAIN:
         raise ValueError(
             f"kv_budget_bytes is {budget}: it must be at least {SLOT_GRAIN * per_slot} "
             f"({SLOT_GRAIN} tokens of {per_slot} bytes)"
         )
-    return ArenaSize(num_slots, max(num_slots // config.max_num_seqs, SLOT_GRAIN), length)
+    return ArenaSize(num_slots, length)
 
 
 def _free_bytes(device: torch.device) -> int:

@@ -21,7 +21,7 @@ from admg.invariants import check_commit, check_round
 from admg.kv_arena import KVArena
 from admg.memory import arena_size
 from admg.model import Transformer
-from admg.plain_cost import PlainCost
+from admg.plain_cost import NEW_TOKENS, PlainCost
 from admg.plan import DraftPlan, choose_dropped
 from admg.prefill import prefill_pass
 from admg.request import Completion, FinishReason, Request
@@ -69,7 +69,9 @@ class Engine:
         self._drafter: SelfDrafter | None = None
         if config.draft.drafter != "none":
             self._drafter = SelfDrafter(model, self._arena, self._sampler, self._by_rejection)
-        self._cost = PlainCost.for_engine(config.max_num_seqs, size.max_model_len)
+        self._cost = PlainCost.for_engine(
+            config.max_num_seqs, size.max_model_len, self._arena.num_slots
+        )
         self._rejected: list[Completion] = []
         self._handles = 0
         self._rounds = 0
@@ -211,7 +213,7 @@ class Engine:
 
     def _time_plain_step(self, size: int, context: int) -> float:
         """Seconds of a plain step over `size` made-up sequences of `context` tokens."""
-        params = SamplingParams(max_tokens=2, ignore_eos=True)
+        params = SamplingParams(max_tokens=NEW_TOKENS, ignore_eos=True)
         request = Request([0] * context, params)
         start = time.perf_counter()
         placed = [self._scheduler.place(-1, request, start) for _ in range(size)]

@@ -10,7 +10,13 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable
 
+from admg.kv_arena import SLOT_GRAIN
+
 DRIFT_DECAY = 0.8
+SHORT_CONTEXT = 64
+LONG_CONTEXT = 1024
+# Room that a made-up sequence of the warm-up needs beside its context.
+NEW_TOKENS = 2
 
 
 class PlainCost:
@@ -23,11 +29,15 @@ class PlainCost:
         self._drift = 1.0
 
     @classmethod
-    def for_engine(cls, max_num_seqs: int, max_model_len: int) -> PlainCost:
-        """A grid from one sequence to a full batch, from short to middling contexts."""
-        sizes = sorted({1, min(4, max_num_seqs), max_num_seqs})
-        contexts = sorted({min(64, max_model_len // 2), min(1024, max_model_len // 2)})
-        return cls(sizes, [max(c, 2) for c in contexts])
+    def for_engine(cls, max_num_seqs: int, max_model_len: int, num_slots: int) -> PlainCost:
+        """A grid from one sequence to a full batch, from short to middling contexts.
+
+        Every point fits in `num_slots` slots of the arena.
+        """
+        most = min(max_num_seqs, num_slots // SLOT_GRAIN)
+        room = num_slots // most // SLOT_GRAIN * SLOT_GRAIN - NEW_TOKENS
+        longest = max(min(LONG_CONTEXT, max_model_len // 2, room), 1)
+        return cls(sorted({1, min(4, most), most}), sorted({min(SHORT_CONTEXT, longest), longest}))
 
     @property
     def measured(self) -> bool:

@@ -11,7 +11,8 @@ from lengths. Two ways, chosen per segment by its number of tokens:
   KV head folded into rows. They run over whole extents and mask what lies past the length: the
   units stay contiguous and their shapes repeat from step to step, and the CPU's matmul library
   copies the one and plans the other otherwise.
-- many tokens (prefill): blocks of queries through `scaled_dot_product_attention`.
+- many tokens (prefill): one segment at a time, on CPU in blocks of queries, elsewhere through
+  `scaled_dot_product_attention`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from admg.batch import RaggedBatch, Segment
 from admg.kv_arena import KVArena
 
 FEW_TOKENS = 32
+QUERY_BLOCK = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +124,8 @@ def _attend_group(q: Tensor, layer: int, group: Group, arena: KVArena) -> Tensor
 
 def _attend_long(q: Tensor, layer: int, segment: Segment, arena: KVArena) -> Tensor:
     keys, values = (u[:, : segment.kv_length] for u in arena.units(layer, segment.extent, 1))
+    if q.device.type == "cpu":
+        return _attend_blocks(q, keys, values, segment.start)
     mask = None
     if segment.start:
         visible = torch.arange(segment.kv_length, device=q.device)
@@ -137,3 +141,27 @@ def _attend_long(q: Tensor, layer: int, segment: Segment, arena: KVArena) -> Ten
         enable_gqa=q.shape[1] != arena.num_kv_heads,
     )
     return out[0].transpose(0, 1)
+
+
+def _attend_blocks(q: Tensor, keys: Tensor, values: Tensor, start: int) -> Tensor:
+    """Causal attention of q [Q, H, d] at positions `start`.. over keys and values [K, N, d].
+
+    Per KV head and block of queries two matmuls over the keys that the block sees: on CPU, in
+    bf16, about twice as fast as the fused kernel, and the scores stay in cache.
+    """
+    count, heads, d = q.shape
+    kv_heads = keys.shape[0]
+    fold = heads // kv_heads
+    folded = q.view(count, kv_heads, fold, d).permute(1, 2, 0, 3).contiguous()  # [K, G, Q, d]
+    out = torch.empty_like(folded)
+    for first in range(0, count, QUERY_BLOCK):
+        last = min(first + QUERY_BLOCK, count)
+        size, seen = last - first, start + last
+        future = torch.full((size, size), -math.inf, dtype=q.dtype).triu_(1)
+        for h in range(kv_heads):
+            block = folded[h, :, first:last].reshape(fold * size, d)
+            scores = torch.mm(block, keys[h, :seen].t())  # [G*size, seen]
+            scores.view(fold, size, seen)[..., seen - size :].add_(future)
+            mixed = torch.mm(torch.softmax(scores, dim=-1), values[h, :seen])
+            out[h, :, first:last] = mixed.view(fold, size, d)
+    return out.permute(2, 0, 1, 3).reshape(count, heads, d)

@@ -117,13 +117,19 @@ def _make_bar() -> tuple[Any, Any]:
     from rich.console import Console as Terminal
     from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
+    from rich.table import Column
 
     bar = Bar(
         SpinnerColumn(),
         BarColumn(bar_width=24),
-        TextColumn("{task.description}", markup=False),
+        TextColumn(
+            "{task.description}",
+            markup=False,
+            table_column=Column(no_wrap=True, overflow="ellipsis"),
+        ),
         TimeElapsedColumn(),
         console=Terminal(stderr=True),
+        refresh_per_second=4,
         transient=True,
     )
     return bar, bar.add_task("starting", total=None)

@@ -192,7 +192,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _check_prompt(field: pa.Field) -> None:

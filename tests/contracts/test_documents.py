@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +18,8 @@ from jobs.options import ExampleCommand
 from tests.contracts.help_blocks import BLOCK, documents, help_text, renewed
 
 ROOT = Path(__file__).parents[2]
+# Blocks under this mark are not only parsed but executed, in an empty folder.
+RUN = re.compile(r"<!-- run -->\n```(?:bash|sh|shell|console)\n(.*?)^```", re.S | re.M)
 FENCE = re.compile(r"^```(?:bash|sh|shell|console)\n(.*?)^```", re.S | re.M)
 
 
@@ -60,6 +65,10 @@ def parse(command: click.Command, words: list[str], name: str) -> None:
         parse(below, left, child)
 
 
+def blocks_to_run() -> list[str]:
+    return [block for d in documents() for block in RUN.findall(d.read_text(encoding="utf-8"))]
+
+
 def all_commands(
     command: click.Command = main, path: str = ""
 ) -> Iterator[tuple[str, click.Command]]:
@@ -79,6 +88,22 @@ def test_help_blocks_are_what_the_commands_say(document: Path) -> None:
 def test_commands_in_documents_are_real(document: Path) -> None:
     for line in commands_in(document.read_text(encoding="utf-8")):
         check_command(line)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("block", blocks_to_run(), ids=lambda block: block.split("\n")[0][:60])
+def test_marked_blocks_run(block: str, tmp_path: Path) -> None:
+    script = re.sub(r"^\$ ", "", block, flags=re.M)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=tmp_path,
+        env=os.environ | {"PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(("path", "command"), list(all_commands()), ids=lambda v: str(v) or "main")

@@ -1,0 +1,261 @@
+"""Nothing but a sequence's own prompt, parameters, seed and key moves its tokens (T7), its cache
+is at all times what a pass from scratch would write (T8), and broken state is noticed.
+
+T8 and the corruptions reach into the engine's private attributes: the scheduler's sequences and
+the arena are the state that they are about.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from admg.config import DraftConfig, SamplingParams
+from admg.engine import Engine
+from admg.model import Transformer
+from admg.request import Completion, Request
+from tests.admg.decoding import (
+    PLAIN,
+    assert_identical,
+    decode,
+    drafting,
+    engine_config,
+    full_pass,
+    load,
+    random_prompts,
+)
+
+LENGTHS = [12, 40, 3, 77, 1, 25, 25, 60]
+LAWS = [
+    SamplingParams(max_tokens=20, temperature=1.0, seed=8),
+    SamplingParams(max_tokens=14),
+    SamplingParams(max_tokens=26, temperature=0.7, top_p=0.9, seed=1),
+    SamplingParams(max_tokens=9, temperature=1.2, top_k=10, repetition_penalty=1.3, seed=8),
+]
+
+
+@pytest.fixture(scope="module")
+def model(llama_checkpoint: Path) -> Transformer:
+    return load(llama_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def requests(model: Transformer) -> list[Request]:
+    prompts = random_prompts(model.config.vocab_size, LENGTHS)
+    return [Request(p, LAWS[i % len(LAWS)], f"key-{i}") for i, p in enumerate(prompts)]
+
+
+@pytest.fixture(scope="module")
+def reference(model: Transformer, requests: list[Request]) -> dict[str, Completion]:
+    return decode(model, requests, engine_config())
+
+
+def assert_same_rows(
+    model: Transformer,
+    requests: list[Request],
+    done: dict[str, Completion],
+    reference: dict[str, Completion],
+) -> None:
+    ids = [[d[r.key].token_ids for r in requests] for d in (done, reference)]
+    assert_identical(model, requests, *ids)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("draft", [PLAIN, drafting(2)], ids=["plain", "admg"])
+def test_order_and_batch_size(model, requests, reference, draft: DraftConfig, seed: int) -> None:
+    order = random.Random(seed).sample(requests, len(requests))
+    config = engine_config(draft, max_num_seqs=[2, 3, 8][seed], prefill_tokens=[7, 1024, 30][seed])
+    assert_same_rows(model, requests, decode(model, order, config), reference)
+
+
+def test_neighbours(model, requests, reference) -> None:
+    """A long row, rows of other laws and rows that are refused come and go beside the others."""
+    strangers = [
+        Request(random_prompts(320, [400], seed=2)[0], SamplingParams(max_tokens=90), "long"),
+        Request([], SamplingParams(), "empty"),
+        Request([3, 4], SamplingParams(max_tokens=40, temperature=2.0, ignore_eos=True), "hot"),
+        Request([9], SamplingParams(max_tokens=1), "short"),
+    ]
+    for at in (0, 3, len(requests)):
+        rows = [*requests[:at], *strangers, *requests[at:]]
+        done = decode(model, rows, engine_config(drafting(3), max_num_seqs=4))
+        assert done["empty"].finish_reason == "error"
+        assert_same_rows(model, requests, done, reference)
+
+
+@pytest.mark.parametrize(
+    "draft",
+    [
+        drafting(4, keep_first=0, draft_tokens=7),
+        drafting(threshold=0.7, similarity="last", draft_tokens=2),
+        drafting(1, exit_threshold=0.9, draft_tokens=10),
+    ],
+)
+def test_drafter_and_plan(model, requests, reference, draft: DraftConfig) -> None:
+    done = decode(model, requests, engine_config(draft, max_num_seqs=5))
+    assert_same_rows(model, requests, done, reference)
+
+
+def test_arrival_while_others_run(model, requests, reference) -> None:
+    engine = Engine(model, engine_config(drafting(2), max_num_seqs=4), eos_token_ids=[])
+    waiting, done = list(requests), {}
+    while engine.has_work or waiting:
+        if waiting:
+            engine.submit(waiting.pop())
+        done |= {c.key: c for c in engine.step()}
+    assert_same_rows(model, requests, done, reference)
+
+
+def test_seed_and_key_name_the_noise(model: Transformer, requests: list[Request]) -> None:
+    row = requests[0]
+    twins = [replace(row, key="a"), replace(row, key="b")]
+    seeded = Request(row.prompt_token_ids, replace(row.sampling, seed=9), "a2")
+    config = engine_config(drafting(2), max_num_seqs=3)
+    first = decode(model, [*twins, seeded], config)
+    assert len({tuple(c.token_ids) for c in first.values()}) == 3
+    again = decode(model, [seeded, *twins], config)
+    assert {k: c.token_ids for k, c in first.items()} == {k: c.token_ids for k, c in again.items()}
+    greedy = [Request(row.prompt_token_ids, SamplingParams(max_tokens=9), k) for k in "xy"]
+    assert len({tuple(c.token_ids) for c in decode(model, greedy, config).values()}) == 1
+
+
+@torch.inference_mode()
+def worst_cache_error(engine: Engine, model: Transformer) -> tuple[float, int]:
+    """Largest |difference| of any cached key or value from a pass from scratch; layers seen."""
+    worst, layers = 0.0, 0
+    for s in engine._scheduler.decoding():
+        assert s.computed == len(s.tokens) - 1
+        _, arena, extent = full_pass(model, s.tokens[: s.computed])
+        for layer in range(model.config.num_layers):
+            ours = own_slots(engine._arena, layer, s.extent, s.computed)
+            theirs = own_slots(arena, layer, extent, s.computed)
+            for our, their in zip(ours, theirs, strict=True):
+                assert our.shape == their.shape
+                worst = max(worst, (our - their).abs().max().item())
+            layers += 1
+    return worst, layers
+
+
+def own_slots(arena, layer: int, extent, length: int) -> list[torch.Tensor]:
+    """Keys and values of one extent's first slots, by the documented arithmetic of the arena."""
+    heads = arena.num_kv_heads
+    rows = [slice(extent.start * heads + h * extent.capacity, None) for h in range(heads)]
+    return [
+        torch.stack([store[layer][row][:length] for row in rows])
+        for store in (arena.keys, arena.values)
+    ]
+
+
+@pytest.mark.parametrize(
+    "draft",
+    [
+        drafting(3),
+        drafting(99, keep_first=0, keep_last=0, draft_tokens=6),
+        drafting(2, verification="token"),
+        drafting(1, exit_threshold=0.5),
+    ],
+    ids=["three", "all", "rejection", "exit"],
+)
+@pytest.mark.parametrize("family", ["llama", "qwen3-ungrouped-biases"])
+def test_the_cache_is_what_a_pass_from_scratch_writes(
+    checkpoints: Callable[[str], Path], family: str, draft: DraftConfig
+) -> None:
+    """After every round, in every layer, those that the drafts left out included."""
+    model = load(checkpoints(family))
+    prompts = random_prompts(model.config.vocab_size, LENGTHS, seed=3)
+    config = engine_config(draft, max_num_seqs=3, prefill_tokens=33)
+    engine = Engine(model, config, eos_token_ids=[])
+    for i, prompt in enumerate(prompts[:6]):
+        engine.submit(Request(prompt, replace(LAWS[i % 3], max_tokens=12), str(i)))
+    compared = 0
+    while engine.has_work:
+        engine.step()
+        worst, layers = worst_cache_error(engine, model)
+        assert worst < 1e-4
+        compared += layers
+    assert compared > 10 * model.config.num_layers
+    assert engine.counters.num_accepted_draft_tokens < engine.counters.num_draft_tokens
+
+
+def computed_ahead(s) -> None:
+    s.computed += 1
+
+
+def computed_behind(s) -> None:
+    s.computed -= 1
+
+
+def token_lost(s) -> None:
+    s.tokens.pop()
+
+
+def slots_shared(s) -> None:
+    s.extent = replace(s.extent, start=0)
+
+
+def slots_too_few(s) -> None:
+    s.extent = replace(s.extent, capacity=len(s.tokens) - 1)
+
+
+def ran_past_its_end(s) -> None:
+    s.request = replace(s.request, sampling=replace(s.request.sampling, max_tokens=1))
+
+
+@pytest.mark.parametrize(
+    "corrupt",
+    [computed_ahead, computed_behind, token_lost, slots_shared, slots_too_few, ran_past_its_end],
+)
+@pytest.mark.parametrize("draft", [PLAIN, drafting(2)], ids=["plain", "admg"])
+def test_broken_state_is_noticed(
+    model: Transformer, requests: list[Request], draft: DraftConfig, corrupt: Callable
+) -> None:
+    engine = Engine(model, engine_config(draft, max_num_seqs=3), eos_token_ids=[])
+    for request in requests[:3]:
+        engine.submit(request)
+    engine.step()
+    engine.step()
+    corrupt(engine._scheduler.decoding()[1])
+    # A draft pass beyond the extent is refused before the round's check is reached.
+    noticed = (AssertionError, ValueError) if corrupt is slots_too_few else AssertionError
+    with pytest.raises(noticed):
+        engine.step()
+
+
+@pytest.fixture(scope="module")
+def poisoned(llama_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Transformer:
+    """The tiny Llama, but the embedding of token 13 is not a number."""
+    folder = tmp_path_factory.mktemp("poisoned") / "model"
+    shutil.copytree(llama_checkpoint, folder)
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    weights["model.embed_tokens.weight"][13] = torch.nan
+    save_file(weights, file, metadata={"format": "pt"})
+    assert not json.loads((folder / "config.json").read_text())["tie_word_embeddings"]
+    return load(folder)
+
+
+@pytest.mark.parametrize("draft", [PLAIN, drafting(2)], ids=["plain", "admg"])
+@pytest.mark.parametrize("places", [1, 3])
+def test_a_row_that_is_not_finite_poisons_no_other(
+    poisoned: Transformer, model, requests, reference, draft: DraftConfig, places: int
+) -> None:
+    """What it left in its slots is there when the next sequence gets them."""
+    bad = [Request([5, 13, *[7] * n], LAWS[0], f"bad-{n}") for n in (3, 60, 100)]
+    good = [r for r in requests if 13 not in r.prompt_token_ids]
+    assert not any(13 in reference[r.key].token_ids for r in good) and len(good) > 5
+    rows = [bad[0], *good[:2], bad[1], *good[2:5], bad[2], *good[5:]]
+    done = decode(poisoned, rows, engine_config(draft, max_num_seqs=places, prefill_tokens=64))
+    for request in bad:
+        completion = done[request.key]
+        assert completion.finish_reason == "error"
+        assert completion.error_code == "model_output_invalid"
+        assert completion.token_ids == [] and completion.error_message
+    assert_same_rows(model, good, done, reference)

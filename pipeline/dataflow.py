@@ -23,8 +23,10 @@ from pipeline.source import Chunk
 from pipeline.stages import Detokenize, Prepare, Tokenize
 
 _ACTORS_PER_TOKENIZER = 4
-# Light tasks take a part of a CPU, so that they never wait for one that an actor holds.
+# What runs beside Decode: reading with repartitioning takes one CPU (Ray fuses the two only with
+# its own default), tokenizers and writing share another.
 _LIGHT = 0.25
+_CPUS_BESIDE_ACTORS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +63,12 @@ def decode(
     """
     with connected(job.config.actors) as cluster, data_context():
         gpus = gpus_per_actor(job.config, cluster)
+        # Where actors would hold every CPU, reading and writing could never start.
+        roomy = cluster.cpus >= job.config.actors + _CPUS_BESIDE_ACTORS
+        cpus = 1.0 if roomy and not gpus else 0.0
         board = ray.remote(num_cpus=0)(Board).remote()
         committed = SharedKeys(ray.put(ledger.keys())) if ledger.rows else None
-        dataset = _dataset(job, chunks, gpus, committed, BoardReport(board))
+        dataset = _dataset(job, chunks, (cpus, gpus), committed, BoardReport(board))
         sink = ResultSink(job.store, job.fingerprint, job.schema)
         try:
             with Watch(board, tracker, reused):
@@ -96,11 +101,12 @@ def gpus_per_actor(config: RunConfig, cluster: Cluster) -> float:
 def _dataset(
     job: Job,
     chunks: Sequence[Chunk],
-    gpus: float,
+    actor: tuple[float, float],
     committed: Callable[[], KeySet] | None,
     report: Report,
 ) -> Dataset:
     config, factory = job.config, job.factory
+    cpus, gpus = actor
     if isinstance(factory, ModelFactory) and not gpus:
         factory = replace(factory, cpu_share=config.actors)
     rows, in_flight = config.rows_per_block, config.blocks_in_flight
@@ -115,6 +121,7 @@ def _dataset(
             fn_constructor_args=(factory, config.prompt, job.limit),
             compute=ActorPoolStrategy(size=-(-config.actors // _ACTORS_PER_TOKENIZER)),
             batch_size=rows,
+            num_cpus=_LIGHT if cpus else 0.0,
             **arrow,
         )
         .map_batches(
@@ -127,6 +134,7 @@ def _dataset(
             ),
             batch_size=rows,
             num_gpus=gpus or None,
+            num_cpus=cpus,
             **arrow,
         )
         .map_batches(Detokenize(factory, job.schema), batch_size=None, num_cpus=_LIGHT, **arrow)

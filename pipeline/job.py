@@ -34,8 +34,8 @@ def check_job(config: RunConfig, factory: EngineFactory) -> Job:
     Raises:
         ValueError: a user's mistake, in one sentence.
     """
-    if any(resolve(given) == resolve(config.output) for given in config.input):
-        raise ValueError(f"output is {config.output!r}: it must be another folder than the input")
+    store = Store(config.output)
+    _check_apart(config, store)
     source = open_source(config)
     schema = output_schema(source.schema, config.id_column, config.keep)
     context = factory.check()
@@ -45,7 +45,17 @@ def check_job(config: RunConfig, factory: EngineFactory) -> Job:
             f"max_tokens is {config.sampling.max_tokens}: it must leave room for a prompt in the "
             f"model's {context} tokens"
         )
-    store = Store(config.output)
     identity = fingerprint(config, factory.identity())
     check_same_job(store, identity)
     return Job(config, factory, identity, source, schema, store, limit)
+
+
+def _check_apart(config: RunConfig, store: Store) -> None:
+    """Results inside an input folder would be the next run's input."""
+    for given in config.input:
+        filesystem, path = resolve(given)
+        inside = f"{store.root}/".startswith(f"{path.rstrip('/')}/")
+        if inside and filesystem.equals(store.filesystem):
+            raise ValueError(
+                f"output is {config.output!r}: it must lie outside of the input {given!r}"
+            )

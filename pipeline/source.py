@@ -93,7 +93,9 @@ class Source:
 
         from pipeline.datasource import chunk_source
 
-        dataset: Dataset = ray.data.read_datasource(chunk_source(chunks, self.schema))
+        source = chunk_source(chunks, self.schema)
+        # Told otherwise, Ray splits what few tasks read into blocks of single rows.
+        dataset: Dataset = ray.data.read_datasource(source, override_num_blocks=len(chunks))
         return dataset
 
 

@@ -18,6 +18,8 @@ from pyarrow import fs
 STATE = "_admg"
 TEMPORARY = f"{STATE}/tmp"
 
+_RENAMES = ("local", "hdfs")
+
 
 @lru_cache(maxsize=64)
 def resolve(uri: str) -> tuple[fs.FileSystem, str]:
@@ -84,8 +86,9 @@ class Store:
             return
 
     def prepare(self) -> None:
-        """Make the folder, and remove what writers that died left aside."""
-        self.filesystem.create_dir(self.path(TEMPORARY), recursive=True)
+        """Make the folder where there are folders, and remove what dead writers left aside."""
+        if self.filesystem.type_name in _RENAMES:
+            self.filesystem.create_dir(self.path(TEMPORARY), recursive=True)
         for name in self.names("", TEMPORARY):
             self.delete(f"{TEMPORARY}/{name}")
 

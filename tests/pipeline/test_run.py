@@ -115,7 +115,8 @@ def check_readers(config: RunConfig) -> None:
     """All files have one schema, and common readers take the folder as it is."""
     files = sorted(Path(config.output).glob("*.parquet"))
     schemas = [pq.read_schema(file) for file in files]
-    assert len(files) >= 5
+    # Blocks of 8 rows, and one rest for each of the three shards that have rows.
+    assert 5 <= len(files) <= 7
     assert all(schema.equals(schemas[0], check_metadata=True) for schema in schemas)
     assert schemas[0].names[:4] == ["id", "row_key", "n", "completion"]
     loaded = datasets.load_dataset(
@@ -237,7 +238,7 @@ def test_mistakes_are_found_before_anything_is_made(tmp_path: Path) -> None:
         "has no column 'text'": replace(config, prompt=PromptConfig(column="text")),
         "there is no such file or folder": replace(config, input=("nowhere",)),
         "must leave room for a prompt": replace(config, sampling=SamplingParams(max_tokens=400)),
-        "another folder than the input": replace(config, output=config.input[0]),
+        "must lie outside of the input": replace(config, output=f"{config.input[0]}/out"),
         "name of a result column": replace(config, id_column="status"),
     }
     renamed = prompts(0, 4).rename_columns(["status", "prompt", "n"])

@@ -186,6 +186,8 @@ class Engine:
         return count, reason
 
     def _retire(self, s: Sequence, reason: FinishReason) -> Completion:
+        if reason == "error":
+            self._arena.clear(s.extent)
         self._scheduler.retire(s)
         stats = s.stats()
         self._count_sequence(stats)

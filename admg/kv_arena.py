@@ -114,6 +114,12 @@ class KVArena:
                 merged.append(hole)
         self._free = merged
 
+    def clear(self, extent: Extent) -> None:
+        """Zero an extent's keys and values: what is not finite must not outlive its sequence."""
+        rows = slice(extent.start * self.num_kv_heads, extent.end * self.num_kv_heads)
+        self.keys[:, rows].zero_()
+        self.values[:, rows].zero_()
+
     def write(self, layer: int, rows: Tensor, keys: Tensor, values: Tensor) -> None:
         """Store keys and values [T, K, d] of one layer at `rows` [T*K] int64."""
         d = keys.shape[-1]

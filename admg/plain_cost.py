@@ -45,19 +45,26 @@ class PlainCost:
         return bool(self._grid)
 
     def warm_up(self, step: Callable[[int, int], float], repeats: int = 2) -> None:
-        """Time `step(sequences, context)` over the grid; the fastest repeat counts."""
+        """Time `step(sequences, context)` over the grid; the fastest repeat counts.
+
+        A step never gets cheaper with more sequences or more context; where the clock says so it
+        is noise, and taken as it stands it would make a slope that extrapolates below zero.
+        """
         step(self.sizes[0], self.contexts[0])  # the first call pays for libraries warming up
-        for size in self.sizes:
-            for context in self.contexts:
-                self._grid[size, context] = min(step(size, context) for _ in range(repeats))
+        for i, size in enumerate(self.sizes):
+            for j, context in enumerate(self.contexts):
+                seconds = min(step(size, context) for _ in range(repeats))
+                fewer = self._grid[self.sizes[i - 1], context] if i else 0.0
+                shorter = self._grid[size, self.contexts[j - 1]] if j else 0.0
+                self._grid[size, context] = max(seconds, fewer, shorter)
 
     def estimate(self, sequences: int, context: float) -> float:
-        """Seconds of a plain step, interpolated (and extrapolated past the grid's ends)."""
+        """Seconds of a plain step, interpolated, and extrapolated past the grid's upper ends."""
         by_size = [
             _interpolate(self.contexts, [self._grid[s, c] for c in self.contexts], context)
             for s in self.sizes
         ]
-        return self._drift * max(_interpolate(self.sizes, by_size, sequences), 1e-9)
+        return self._drift * _interpolate(self.sizes, by_size, sequences)
 
     def observe(self, sequences: int, context: float, seconds: float) -> None:
         """Take a real plain round into account."""
@@ -66,7 +73,7 @@ class PlainCost:
 
 
 def _interpolate(points: list[int], values: list[float], at: float) -> float:
-    if len(points) == 1:
+    if len(points) == 1 or at <= points[0]:
         return values[0]
     i = min(max(bisect_right(points, at), 1), len(points) - 1)
     x0, x1 = points[i - 1], points[i]

@@ -25,7 +25,7 @@ def choose_dropped(similarity: Sequence[float], rule: DropRule) -> tuple[int, ..
     """The attention layers that `rule` drops, ascending.
 
     With a threshold the rules add to what the threshold takes. With a count or a quantile the
-    number is what was asked for, rules included: the highest level is chosen at which threshold
+    number is what was asked for, rules included: the lowest level is chosen at which threshold
     and rules together stay within it, and the most alike of the rest fill it up.
     """
     allowed = range(rule.keep_first, len(similarity) - rule.keep_last)

@@ -10,7 +10,7 @@ from admg.batch import RaggedBatch
 from admg.config import DraftConfig
 from admg.kv_arena import KVArena
 from admg.model import Transformer
-from admg.sampling import Sampler
+from admg.sampling import Sampler, finite_rows
 from admg.scheduler import Chunk
 from admg.sequence import Sequence
 from admg.similarity import SimilarityObserver
@@ -38,10 +38,9 @@ def prefill_pass(
     finished = [c.sequence for c, end in zip(chunks, complete, strict=True) if end]
     tokens: list[int | None] = []
     if finished:
-        last = hidden[torch.tensor(ends, device=hidden.device)]
-        rows = [s.law_row() for s in finished]
-        drawn = sampler.draw(model.logits(last), rows).tolist()
-        finite = torch.isfinite(last).all(dim=-1).tolist()
+        logits = model.logits(hidden[torch.tensor(ends, device=hidden.device)])
+        drawn = sampler.draw(logits, [s.law_row() for s in finished]).tolist()
+        finite = finite_rows(logits).tolist()
         tokens = [t if good else None for t, good in zip(drawn, finite, strict=True)]
     seconds = time.perf_counter() - start
     total = sum(c.count for c in chunks)

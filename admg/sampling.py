@@ -114,6 +114,11 @@ def adjust(logits: Tensor, rows: Sequence[LawRow]) -> Tensor:
     return logits
 
 
+def finite_rows(logits: Tensor) -> Tensor:
+    """Whether each row [N] of the model's logits [N, V] is free of NaN and infinity."""
+    return torch.isfinite(logits.sum(dim=-1))
+
+
 def confidence(logits: Tensor, tokens: Tensor) -> Tensor:
     """Untempered softmax probability [N] of `tokens` [N] under logits [N, V]."""
     picked = logits.gather(1, tokens[:, None])[:, 0]

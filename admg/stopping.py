@@ -32,22 +32,27 @@ def final_text(sequence: Sequence, detokenize: Detokenize) -> str:
     if ids and ids[-1] in sequence.stops and _stops_allowed(sequence):
         ids = ids[:-1]
     text = detokenize(ids)
-    if _stops_allowed(sequence):
-        cuts = [text.find(stop) for stop in sequence.request.sampling.stop]
-        text = text[: min((c for c in cuts if c >= 0), default=len(text))]
-    return text
+    cut = _stop_string(sequence, text, detokenize)
+    return text if cut is None else text[:cut]
 
 
 def _ended(sequence: Sequence, token: int, detokenize: Detokenize | None) -> FinishReason | None:
     if _stops_allowed(sequence):
         if token in sequence.stops:
             return "stop"
-        stops = sequence.request.sampling.stop
-        if stops and detokenize is not None:
+        if detokenize is not None and sequence.request.sampling.stop:
             text = detokenize(sequence.completion)
-            if any(stop in text for stop in stops):
+            if _stop_string(sequence, text, detokenize) is not None:
                 return "stop"
     return "length" if sequence.remaining == 0 else None
+
+
+def _stop_string(sequence: Sequence, text: str, detokenize: Detokenize) -> int | None:
+    """Where the first stop string begins that is not wholly within the first `min_tokens`."""
+    params = sequence.request.sampling
+    spared = len(detokenize(sequence.completion[: params.min_tokens])) if params.min_tokens else 0
+    found = [text.find(stop, max(0, spared - len(stop) + 1)) for stop in params.stop]
+    return min((at for at in found if at >= 0), default=None)
 
 
 def _stops_allowed(sequence: Sequence) -> bool:

@@ -16,7 +16,7 @@ from admg.drafters.self_draft import Draft
 from admg.kv_arena import KVArena
 from admg.model import Transformer
 from admg.noise import ACCEPT, RESIDUAL, position_key, uniform
-from admg.sampling import LawRow, Sampler
+from admg.sampling import LawRow, Sampler, finite_rows
 from admg.sequence import Sequence
 from admg.verify import accept_shared, accept_token, residual
 
@@ -62,7 +62,7 @@ def verify(
     counts = [len(d) + 1 for d in draft.tokens]
     decide = _by_rejection if by_rejection else _by_shared_noise
     accepted, following = decide(sampler, logits, rows, counts, draft)
-    finite = torch.split(torch.isfinite(hidden).all(dim=-1), counts)
+    finite = torch.split(finite_rows(logits), counts)
     return [
         Verdict(d[:n], y if bool(good.all()) else None)
         for d, n, y, good in zip(draft.tokens, accepted, following, finite, strict=True)

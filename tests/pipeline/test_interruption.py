@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from admg.config import SamplingParams
 from pipeline.config import RunConfig
 from pipeline.run import run
 from tests.pipeline.conftest import write_shards
@@ -34,6 +35,7 @@ def config_of(folder: Path) -> RunConfig:
         input=(str(folder / "in"),),
         output=str(folder / "out"),
         model="stand-in",
+        sampling=SamplingParams(max_tokens=20),
         rows_per_block=4,
     )
 
@@ -83,5 +85,5 @@ def test_a_run_that_is_stopped_goes_on_where_it_was(
     table = pq.read_table(tmp_path / "out")
     assert sorted(table["id"].to_pylist()) == list(range(ROWS))
     texts = dict(zip(table["id"].to_pylist(), table["completion"].to_pylist(), strict=True))
-    assert texts == {i: expected(f"prompt {i}", 128) for i in range(ROWS)}
+    assert texts == {i: expected(f"prompt {i}", 20) for i in range(ROWS)}
     assert not list((tmp_path / "out" / "_admg" / "tmp").iterdir())

@@ -28,13 +28,12 @@ if TYPE_CHECKING:
 
 _SETTINGS = {"max_content_width": 96, "help_option_names": ["-h", "--help"]}
 
-_RUN_EXAMPLE = """
-admg-batch prepare demo --output demo-prompts --limit 8
-admg-batch run --input demo-prompts --output demo-output --model demo --chat --max-tokens 32
-"""
+_PREPARE = "admg-batch prepare demo --output demo-prompts --limit 8"
+_RUN = "admg-batch run --input demo-prompts --output demo-output --model demo --chat"
+_REPORT = "admg-batch report demo-output"
 
 
-@click.group(cls=Main, context_settings=_SETTINGS)
+@click.group(cls=Main, context_settings=_SETTINGS, example=f"{_PREPARE}\n{_RUN}\n{_REPORT}")
 @click.version_option(package_name="admg-batch", message="%(prog)s %(version)s")
 def main() -> None:
     """Offline LLM batch generation on Ray: several tokens per forward pass, the same text.
@@ -46,7 +45,7 @@ def main() -> None:
 main.add_command(prepare)
 
 
-@main.command(cls=ExampleCommand, example=_RUN_EXAMPLE, notes=EXIT_CODES)
+@main.command(cls=ExampleCommand, example=f"{_PREPARE}\n{_RUN}", notes=EXIT_CODES)
 @run_options
 @verbose_option
 @click.pass_context
@@ -118,7 +117,7 @@ def _first_line(error: Exception, verbose: bool) -> str:
     return f"{type(error).__name__}: {lines[0].strip()}{hint}"
 
 
-@main.command(cls=ExampleCommand, example="admg-batch report demo-output")
+@main.command(cls=ExampleCommand, example=_REPORT)
 @click.argument("output")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 @verbose_option

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pipeline.progress import Progress
 
 LOG_SECONDS = 10.0
+_ROWS_FOR_A_PACE = 8
 _UNTRUSTED = {code: " " for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
@@ -86,13 +87,16 @@ class Console:
             self._bar = None
 
     def _seconds_left(self, progress: Progress) -> float | None:
-        """At the pace since decoding began; rows committed by earlier runs cost nothing."""
+        """At the pace since decoding began; rows committed by earlier runs cost nothing.
+
+        Rows that are decoded together end together: the first few say nothing about the pace.
+        """
         if progress.phase != "decoding":
             return None
         if self._first is None:
             self._first = progress
         done = progress.rows_done - self._first.rows_done
-        if not done:
+        if done < _ROWS_FOR_A_PACE:
             return None
         pace = (progress.seconds - self._first.seconds) / done
         return pace * (progress.rows_total - progress.rows_done)

@@ -8,6 +8,8 @@ from typing import IO, Any
 
 import click
 
+from jobs.options import ExampleGroup
+
 EXIT_USAGE = 2
 EXIT_ERROR_ROWS = 3
 EXIT_INCOMPLETE = 4
@@ -38,7 +40,7 @@ class Failure(click.ClickException):
         click.echo(f"Error: {self.format_message()}", file=file, err=file is None)
 
 
-class Main(click.Group):
+class Main(ExampleGroup):
     """The command group: remembers the command line and turns exceptions into exit codes."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

@@ -30,12 +30,28 @@ class GroupedOption(click.Option):
         self.group = group
 
 
-class ExampleCommand(click.Command):
-    """A command whose help has headings, and an example kept as it was written."""
+class _WithExample(click.Command):
+    """A command whose help ends with an example, kept as it was written, and notes."""
 
     def __init__(self, *args: Any, example: str = "", notes: str = "", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.example, self.notes = example, notes
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the example, then the notes."""
+        if self.example:
+            lines = "".join(f"  {line}\n" for line in self.example.strip().splitlines())
+            formatter.write(f"\nExample:\n{lines}")
+        if self.notes:
+            formatter.write(f"\n{self.notes}")
+
+
+class ExampleGroup(_WithExample, click.Group):
+    """A group of commands with an example."""
+
+
+class ExampleCommand(_WithExample):
+    """A command with an example, whose options stand under their headings."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options heading by heading, in the order of their declaration."""
@@ -47,14 +63,6 @@ class ExampleCommand(click.Command):
         for heading, records in headings.items():
             with formatter.section(heading):
                 formatter.write_dl(records)
-
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the example, then the notes."""
-        if self.example:
-            lines = "".join(f"  {line}\n" for line in self.example.strip().splitlines())
-            formatter.write(f"\nExample:\n{lines}")
-        if self.notes:
-            formatter.write(f"\n{self.notes}")
 
 
 def _option(group: str, *names: str, help: str, default: object = None, **kwargs: Any) -> Any:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from jobs.failures import verbose_option
-from jobs.options import ExampleCommand
+from jobs.options import ExampleCommand, ExampleGroup
 
 if TYPE_CHECKING:
     from jobs.sources import Source
 
 
-@click.group()
+@click.group(cls=ExampleGroup, example="admg-batch prepare demo --output demo-prompts --limit 8")
 def prepare() -> None:
     """Write prompt shards from what you have.
 

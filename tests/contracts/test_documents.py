@@ -14,7 +14,7 @@ import click
 import pytest
 
 from jobs.cli import main
-from jobs.options import ExampleCommand
+from jobs.options import ExampleCommand, ExampleGroup
 from tests.contracts.help_blocks import BLOCK, documents, help_text, renewed
 
 ROOT = Path(__file__).parents[2]
@@ -110,13 +110,12 @@ def test_marked_blocks_run(block: str, tmp_path: Path) -> None:
 def test_every_command_has_help_with_a_runnable_example(path: str, command: click.Command) -> None:
     text = help_text(path)
     assert "Usage: admg-batch" in text
-    if isinstance(command, click.Group):
-        return
-    assert isinstance(command, ExampleCommand)
-    lines = command.example.strip().splitlines()
-    assert any(f"admg-batch {path}" in line for line in lines)
-    for line in lines:
+    assert isinstance(command, ExampleCommand | ExampleGroup)
+    for line in command.example.strip().splitlines():
         assert f"  {line}" in text
+    commands = commands_in(f"```bash\n{command.example.strip()}\n```\n")
+    assert any(f"admg-batch {path}" in line for line in commands)
+    for line in commands:
         check_command(line)
 
 

@@ -21,6 +21,7 @@ import ray
 from click.testing import CliRunner
 
 from jobs.cli import main
+from jobs.options import ExampleGroup
 
 COMMAND = str(Path(sys.executable).with_name("admg-batch"))
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -43,6 +44,18 @@ def rows_by_id(folder: Path) -> dict[Any, dict[str, Any]]:
     rows = {row["id"]: row for row in table.to_pylist()}
     assert len(rows) == len(table), "an id came out twice"
     return rows
+
+
+def test_the_programs_own_example_runs(tmp_path: Path) -> None:
+    assert isinstance(main, ExampleGroup)
+    steps = [shlex.split(line) for line in main.example.splitlines()]
+    assert [step[1] for step in steps] == ["prepare", "run", "report"]
+    more = {"prepare": ["--max-chars", "300"], "run": ["--max-tokens", "8"]}
+    for step in steps:
+        words = [COMMAND, *step[1:], *more.get(step[1], [])]
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+    assert "8 ok, 0 error" in done.stdout
 
 
 def test_good_and_bad_rows_from_prepare_to_report(admg_batch: Run, tmp_path: Path) -> None:

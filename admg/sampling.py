@@ -127,16 +127,19 @@ def confidence(logits: Tensor, tokens: Tensor) -> Tensor:
 
 def _laws(logits: Tensor, rows: Sequence[LawRow]) -> list[Candidates]:
     """Laws of the rows that are not greedy, grouped by how many candidates they need."""
-    groups: dict[int, list[int]] = {}
+    # Rows of one group take the same way through the arithmetic, so that no bit of a row's law
+    # hangs on its neighbours.
+    groups: dict[tuple[int, bool, bool], list[int]] = {}
     vocab = logits.shape[-1]
     for i, row in enumerate(rows):
         s = row.sampling
         if s.greedy:
             continue
         wanted = s.top_k or (FIRST_CANDIDATES if s.top_p < 1 else vocab)
-        groups.setdefault(min(wanted, vocab), []).append(i)
+        kind = (min(wanted, vocab), s.top_k != 0, s.top_p < 1)
+        groups.setdefault(kind, []).append(i)
     laws = []
-    for size, members in groups.items():
+    for (size, _, _), members in groups.items():
         laws += _group_laws(logits, rows, members, size)
     return laws
 
@@ -168,7 +171,9 @@ def _group_laws(
                 laws = _group_laws(logits, rows, more, logits.shape[-1])
                 return laws + (_group_laws(logits, rows, rest, size) if rest else [])
         # The smallest set that reaches top_p: a token stays while the mass before it is below.
-        keep = (mass - probabilities < top_p) & (probabilities >= floor * probabilities[:, :1])
+        # (At top_p 1 rounding would cut the tail off: there nothing is cut.)
+        keep = (mass - probabilities < top_p) | (top_p == 1)
+        keep &= probabilities >= floor * probabilities[:, :1]
     probabilities = torch.where(keep, probabilities, 0.0)
     return [Candidates(index, probabilities / probabilities.sum(dim=-1, keepdim=True), tokens)]
 

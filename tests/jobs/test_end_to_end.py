@@ -99,14 +99,11 @@ def test_good_and_bad_rows_from_prepare_to_report(admg_batch: Run, tmp_path: Pat
 def test_ctrl_c_keeps_what_is_committed_and_the_printed_command_goes_on(
     admg_batch: Run, tmp_path: Path
 ) -> None:
-    assert (
-        admg_batch(
-            "prepare", "demo", "--output", "my in", "--limit", 12, "--max-chars", 300
-        ).returncode
-        == 0
-    )
+    prepare = ("prepare", "demo", "--output", "my in", "--limit", 12, "--max-chars", 300)
+    assert admg_batch(*prepare).returncode == 0
     run = ["run", "--input", "my in", "--output", "out", "--model", "demo", "--chat"]
     run += ["--max-tokens", "12", "--rows-per-block", "1", "--max-num-seqs", "2"]
+    run += ["--drafter", "none"]  # starts sooner
     process = subprocess.Popen(
         [COMMAND, *run], cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

@@ -7,16 +7,13 @@ the arena are the state that they are about.
 
 from __future__ import annotations
 
-import json
 import random
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from admg.config import DraftConfig, SamplingParams
 from admg.engine import Engine
@@ -229,28 +226,27 @@ def test_broken_state_is_noticed(
         engine.step()
 
 
-@pytest.fixture(scope="module")
-def poisoned(llama_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Transformer:
+def with_nan_token(path: Path) -> Transformer:
     """The tiny Llama, but the embedding of token 13 is not a number."""
-    folder = tmp_path_factory.mktemp("poisoned") / "model"
-    shutil.copytree(llama_checkpoint, folder)
-    file = folder / "model.safetensors"
-    weights = load_file(file)
-    weights["model.embed_tokens.weight"][13] = torch.nan
-    save_file(weights, file, metadata={"format": "pt"})
-    assert not json.loads((folder / "config.json").read_text())["tie_word_embeddings"]
-    return load(folder)
+    model = load(path)
+    assert model.weights.head is not model.weights.embed
+    model.weights.embed[13] = torch.nan
+    return model
 
 
 @pytest.mark.parametrize("draft", [PLAIN, drafting(2)], ids=["plain", "admg"])
 @pytest.mark.parametrize("places", [1, 3])
 def test_a_row_that_is_not_finite_poisons_no_other(
-    poisoned: Transformer, model, requests, reference, draft: DraftConfig, places: int
+    llama_checkpoint: Path, requests: list[Request], draft: DraftConfig, places: int
 ) -> None:
     """What it left in its slots is there when the next sequence gets them."""
+    healthy, poisoned = load(llama_checkpoint), with_nan_token(llama_checkpoint)
+    for model in (healthy, poisoned):
+        model.weights.head[13] = 0  # so that nobody else comes upon the token, drafts neither
     bad = [Request([5, 13, *[7] * n], LAWS[0], f"bad-{n}") for n in (3, 60, 100)]
     good = [r for r in requests if 13 not in r.prompt_token_ids]
-    assert not any(13 in reference[r.key].token_ids for r in good) and len(good) > 5
+    reference = decode(healthy, good, engine_config())
+    assert not any(13 in c.token_ids for c in reference.values()) and len(good) > 5
     rows = [bad[0], *good[:2], bad[1], *good[2:5], bad[2], *good[5:]]
     done = decode(poisoned, rows, engine_config(draft, max_num_seqs=places, prefill_tokens=64))
     for request in bad:
@@ -258,4 +254,18 @@ def test_a_row_that_is_not_finite_poisons_no_other(
         assert completion.finish_reason == "error"
         assert completion.error_code == "model_output_invalid"
         assert completion.token_ids == [] and completion.error_message
-    assert_same_rows(model, good, done, reference)
+    assert_same_rows(healthy, good, done, reference)
+
+
+@pytest.mark.parametrize("verification", ["shared", "token"])
+def test_a_refused_draft_token_that_is_not_finite_harms_nobody(
+    llama_checkpoint: Path, requests: list[Request], verification: str
+) -> None:
+    """The draft comes upon the token, plain decoding does not: the completion must not differ."""
+    healthy, poisoned = load(llama_checkpoint), with_nan_token(llama_checkpoint)
+    good = [r for r in requests if r.sampling.greedy and 13 not in r.prompt_token_ids]
+    reference = decode(healthy, good, engine_config())
+    assert not any(13 in c.token_ids for c in reference.values())
+    draft = drafting(2, verification=verification)
+    done = decode(poisoned, good, engine_config(draft, max_num_seqs=4))
+    assert_same_rows(healthy, good, done, reference)

@@ -23,9 +23,11 @@ def cost() -> PlainCost:
 
 def test_between_and_beyond_the_points_it_is_linear(cost: PlainCost) -> None:
     for sequences in (1, 2, 4, 7, 16, 24):
-        for context in (2, 64, 300.5, 1024, 4000):
+        for context in (64, 300.5, 1024, 4000):
             expected = 0.010 + 0.002 * sequences + 0.00001 * context
             assert cost.estimate(sequences, context) == pytest.approx(expected)
+        # Below the shortest context nothing is extrapolated.
+        assert cost.estimate(sequences, 2) == pytest.approx(cost.estimate(sequences, 64))
 
 
 def test_it_interpolates_between_neighbouring_points() -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from jobs.bench.command import bench
 from jobs.failures import (
     EXIT_CODES,
     EXIT_ERROR_ROWS,
@@ -43,6 +44,7 @@ def main() -> None:
 
 
 main.add_command(prepare)
+main.add_command(bench)
 
 
 @main.command(cls=ExampleCommand, example=f"{_PREPARE}\n{_RUN}", notes=EXIT_CODES)

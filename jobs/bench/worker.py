@@ -1,0 +1,65 @@
+"""The child process of one system: JSON lines in on stdin, JSON lines out.
+
+    {"do": "load", "backend": "module:class", "system": {...}, "model": ..., "dtype": ..., ...}
+    {"do": "prepare", "cell": {...}}   make the engine for a cell and warm it up, untimed
+    {"do": "run"}                      one timed run; answers the fields of `measure.Outcome`
+    {"do": "probe"}                    the machine's peaks
+
+Every line is answered by one line: {"ok": {...}} or {"error": "..."}. Libraries print what they
+like: file descriptor 1 is pointed at stderr, and the answers go out through a copy of it.
+
+Only the standard library is imported here, and `jobs.bench.{backend}` when it is asked for, since
+this file also runs in the virtual environment of a peer.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from typing import IO, Any
+
+
+def main() -> None:
+    """Answer requests until stdin ends."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    serve(sys.stdin, answers)
+
+
+def serve(requests: IO[str], answers: IO[str]) -> None:
+    """Answer every line of `requests` with one line."""
+    backend: Any = None
+    for line in requests:
+        try:
+            request = json.loads(line)
+            if request["do"] == "load":
+                backend = _backend(request["backend"])
+            answer = {"ok": _answer(backend, request)}
+        except Exception as error:  # whatever a peer raises is reported, and the parent decides
+            import traceback
+
+            traceback.print_exc()
+            answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+def _answer(backend: Any, request: dict[str, Any]) -> Any:
+    if request["do"] == "load":
+        return backend.load(request)
+    if request["do"] == "prepare":
+        return backend.prepare(request["cell"])
+    if request["do"] == "run":
+        return backend.run()
+    if request["do"] == "probe":
+        from jobs.bench.probe import peaks
+
+        return peaks(request["dtype"])
+    raise ValueError(f"unknown request {request['do']!r}")
+
+
+def _backend(name: str) -> Any:
+    module, _, cls = name.partition(":")
+    return getattr(importlib.import_module(module), cls)()

@@ -90,9 +90,7 @@ def results_table(report: Report) -> Table:
 def peaks_table(report: Report) -> Table:
     """What plain decoding reached beside what the machine can do."""
     gbs, gflops = report.machine["peak_gbs"], report.machine["peak_gflops"]
-    title = (
-        f"Plain decoding, beside this machine's peaks of {gbs:.1f} GB/s and {gflops:.0f} GFLOP/s"
-    )
+    title = f"Plain decoding beside the peaks: {gbs:.1f} GB/s, {gflops:.0f} GFLOP/s"
     table = _table(title, "", ("decode GB/s", "decode GFLOP/s", "prefill GFLOP/s"))
     for cell, reached in plain_achieved(report):
         table.add_row(

@@ -170,7 +170,11 @@ class Engine:
             self._count_round(drafted, accepted)
             if s.exit is not None:
                 s.exit.update(drafted, accepted, s.plan.draft_tokens if s.plan else drafted)
-            if reason is not None:
+            if reason == "error" and drafted:
+                # The draft's fault, perhaps: plain decoding must not have to pay for it.
+                s.plan = DraftPlan((), 0)
+                self._arena.clear(s.extent, s.computed)
+            elif reason is not None:
                 done.append(self._retire(s, reason))
         return done
 

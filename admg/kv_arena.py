@@ -114,11 +114,12 @@ class KVArena:
                 merged.append(hole)
         self._free = merged
 
-    def clear(self, extent: Extent) -> None:
-        """Zero an extent's keys and values: what is not finite must not outlive its sequence."""
+    def clear(self, extent: Extent, first: int = 0) -> None:
+        """Zero an extent from position `first` on: masks do not stop NaN, so it must not stay."""
         rows = slice(extent.start * self.num_kv_heads, extent.end * self.num_kv_heads)
-        self.keys[:, rows].zero_()
-        self.values[:, rows].zero_()
+        for buffer in (self.keys, self.values):
+            units = buffer[:, rows].view(len(buffer), self.num_kv_heads, extent.capacity, -1)
+            units[:, :, first:].zero_()
 
     def write(self, layer: int, rows: Tensor, keys: Tensor, values: Tensor) -> None:
         """Store keys and values [T, K, d] of one layer at `rows` [T*K] int64."""

@@ -26,7 +26,8 @@ class Verdict:
     """Of one sequence: accepted draft tokens, and the token that follows them.
 
     That one is the recovered token after a rejection and the bonus token after full acceptance.
-    None where the model's output was not finite.
+    None where the model's output was not finite at any of the sequence's tokens (a draft token
+    that is not finite spoils them all: masks do not stop NaN).
     """
 
     accepted: list[int]

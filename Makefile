@@ -49,7 +49,7 @@ docs: setup ## Write the commands' --help into the README
 	$(BIN)/python tests/contracts/help_blocks.py --write
 
 bench: setup ## Measure against plain decoding and transformers
-	$(BIN)/admg-batch bench
+	$(BIN)/admg-batch bench engine
 
 test-gpu: setup ## The tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu

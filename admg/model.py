@@ -11,6 +11,7 @@ nothing about rounds, sampling or text.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -23,6 +24,7 @@ from admg.batch import RaggedBatch, SubBatch
 from admg.checkpoint import LayerWeights, Weights, load_weights
 from admg.families import ModelConfig, read_model_config
 from admg.kv_arena import KVArena
+from admg.linear import Linear
 from admg.rope import apply_rope, rope_tables
 
 # Which sequences of the pass take part in each attention layer: None all of them, an empty
@@ -37,16 +39,53 @@ class AttentionObserver(Protocol):
         """Take note of input `x` [T, D] and what the sub-layer adds to it, `added` [T, D]."""
 
 
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One layer's weights in the form that the forward uses."""
+
+    input_norm: Tensor  # [D]
+    qkv: Linear
+    q_norm: Tensor | None  # [d]
+    k_norm: Tensor | None  # [d]
+    o: Linear
+    post_norm: Tensor  # [D]
+    gate_up: Linear
+    down: Linear
+
+    @classmethod
+    def of(cls, w: LayerWeights) -> Layer:
+        """Take a layer's weights over."""
+        return cls(
+            w.input_norm,
+            Linear(w.qkv, w.qkv_bias),
+            w.q_norm,
+            w.k_norm,
+            Linear(w.o, w.o_bias),
+            w.post_norm,
+            Linear(w.gate_up, w.gate_up_bias),
+            Linear(w.down, w.down_bias),
+        )
+
+
 class Transformer:
-    """Weights, rotary tables and the forward pass. Stateless: keys and values lie in the arena."""
+    """Weights, rotary tables and the forward pass. Stateless: keys and values lie in the arena.
+
+    Takes the weights over: `weights.layers` is empty afterwards, so that what is packed for the
+    CPU is not there twice.
+    """
 
     def __init__(
         self, config: ModelConfig, weights: Weights, max_length: int | None = None
     ) -> None:
         self.config = config
-        self.weights = weights
         self.dtype = weights.embed.dtype
         self.device = weights.embed.device
+        self._embed = weights.embed  # [V, D]
+        self._final_norm = weights.norm
+        self._layers: list[Layer] = []
+        while weights.layers:
+            self._layers.append(Layer.of(weights.layers.pop(0)))
+        self._head = Linear(weights.head)
         length = max_length or config.max_position_embeddings
         self._cos, self._sin = rope_tables(config.rope, length, self.device)  # [P, d] fp32
 
@@ -76,9 +115,9 @@ class Transformer:
         A sequence that is not a member of a layer's attention skips it: it neither reads nor
         writes keys and values there, and its residual stream passes unchanged.
         """
-        x = F.embedding(batch.token_ids, self.weights.embed)
+        x = F.embedding(batch.token_ids, self._embed)
         cos, sin = self._cos[batch.positions], self._sin[batch.positions]
-        for layer, weights in enumerate(self.weights.layers):
+        for layer, weights in enumerate(self._layers):
             part = members[layer] if members is not None else None
             if part is None:
                 added = self._attention(layer, weights, x, cos, sin, batch, arena)
@@ -95,8 +134,7 @@ class Transformer:
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [N, V] fp32 of hidden states [N, D]."""
-        normed = self._norm(hidden, self.weights.norm)
-        return F.linear(normed, self.weights.head).float()
+        return self._head(self._norm(hidden, self._final_norm)).float()
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.rms_norm(x, (x.shape[-1],), weight, self.config.rms_norm_eps)
@@ -104,7 +142,7 @@ class Transformer:
     def _attention(
         self,
         layer: int,
-        w: LayerWeights,
+        w: Layer,
         x: Tensor,
         cos: Tensor,
         sin: Tensor,
@@ -113,7 +151,7 @@ class Transformer:
     ) -> Tensor:
         c = self.config
         h, k, d = c.num_heads, c.num_kv_heads, c.head_dim
-        qkv = F.linear(self._norm(x, w.input_norm), w.qkv, w.qkv_bias).view(-1, h + 2 * k, d)
+        qkv = w.qkv(self._norm(x, w.input_norm)).view(-1, h + 2 * k, d)
         queries, keys, values = torch.split(qkv, [h, k, k], dim=1)
         if w.q_norm is not None and w.k_norm is not None:
             queries, keys = self._norm(queries, w.q_norm), self._norm(keys, w.k_norm)
@@ -123,9 +161,8 @@ class Transformer:
             queries, keys = torch.split(rotated, [h, k], dim=1)
         arena.write(layer, batch.arena_rows(k), keys, values)
         out = attend(queries, layer, batch, arena)
-        return F.linear(out.reshape(-1, h * d), w.o, w.o_bias)
+        return w.o(out.reshape(-1, h * d))
 
-    def _mlp(self, w: LayerWeights, x: Tensor) -> Tensor:
-        gate_up = F.linear(self._norm(x, w.post_norm), w.gate_up, w.gate_up_bias)
-        gate, up = gate_up.chunk(2, dim=-1)
-        return F.linear(F.silu(gate) * up, w.down, w.down_bias)
+    def _mlp(self, w: Layer, x: Tensor) -> Tensor:
+        gate, up = w.gate_up(self._norm(x, w.post_norm)).chunk(2, dim=-1)
+        return w.down(F.silu(gate) * up)

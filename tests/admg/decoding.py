@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,10 @@ import transformers
 from torch import Tensor
 
 from admg.batch import RaggedBatch
+from admg.checkpoint import Weights, load_weights
 from admg.config import DraftConfig, DropRule, EngineConfig, SamplingParams
 from admg.engine import Engine
+from admg.families import read_model_config
 from admg.kv_arena import KVArena, bytes_per_slot
 from admg.model import Transformer
 from admg.noise import exponential, position_key, stream, token_hash
@@ -28,6 +30,14 @@ PLAIN = DraftConfig(drafter="none")
 def load(path: Path) -> Transformer:
     """Our model in fp32 on the CPU."""
     return Transformer.load(path, dtype=torch.float32, device="cpu")
+
+
+def load_changed(path: Path, change: Callable[[Weights], object]) -> Transformer:
+    """Our model with other weights than the folder's."""
+    config = read_model_config(path)
+    weights = load_weights(path, config, torch.float32, "cpu")
+    change(weights)
+    return Transformer(config, weights)
 
 
 def load_oracle(path: Path) -> transformers.PreTrainedModel:

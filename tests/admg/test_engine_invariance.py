@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from admg.checkpoint import Weights
 from admg.config import DraftConfig, SamplingParams
 from admg.engine import Engine
 from admg.model import Transformer
@@ -27,6 +28,7 @@ from tests.admg.decoding import (
     engine_config,
     full_pass,
     load,
+    load_changed,
     random_prompts,
 )
 
@@ -226,12 +228,15 @@ def test_broken_state_is_noticed(
         engine.step()
 
 
-def with_nan_token(path: Path) -> Transformer:
-    """The tiny Llama, but the embedding of token 13 is not a number."""
-    model = load(path)
-    assert model.weights.head is not model.weights.embed
-    model.weights.embed[13] = torch.nan
-    return model
+def nan_token(weights: Weights) -> None:
+    """The embedding of token 13 is not a number."""
+    assert weights.head is not weights.embed
+    weights.embed[13] = torch.nan
+
+
+def unlikely_token(weights: Weights) -> None:
+    """Nobody comes upon token 13, drafts neither."""
+    weights.head[13] = 0
 
 
 @pytest.mark.parametrize("draft", [PLAIN, drafting(2)], ids=["plain", "admg"])
@@ -240,9 +245,8 @@ def test_a_row_that_is_not_finite_poisons_no_other(
     llama_checkpoint: Path, requests: list[Request], draft: DraftConfig, places: int
 ) -> None:
     """What it left in its slots is there when the next sequence gets them."""
-    healthy, poisoned = load(llama_checkpoint), with_nan_token(llama_checkpoint)
-    for model in (healthy, poisoned):
-        model.weights.head[13] = 0  # so that nobody else comes upon the token, drafts neither
+    healthy = load_changed(llama_checkpoint, unlikely_token)
+    poisoned = load_changed(llama_checkpoint, lambda w: (unlikely_token(w), nan_token(w)))
     bad = [Request([5, 13, *[7] * n], LAWS[0], f"bad-{n}") for n in (3, 60, 100)]
     good = [r for r in requests if 13 not in r.prompt_token_ids]
     reference = decode(healthy, good, engine_config())
@@ -262,7 +266,7 @@ def test_a_refused_draft_token_that_is_not_finite_harms_nobody(
     llama_checkpoint: Path, requests: list[Request], verification: str
 ) -> None:
     """The draft comes upon the token, plain decoding does not: the completion must not differ."""
-    healthy, poisoned = load(llama_checkpoint), with_nan_token(llama_checkpoint)
+    healthy, poisoned = load(llama_checkpoint), load_changed(llama_checkpoint, nan_token)
     good = [r for r in requests if r.sampling.greedy and 13 not in r.prompt_token_ids]
     reference = decode(healthy, good, engine_config())
     assert not any(13 in c.token_ids for c in reference.values())

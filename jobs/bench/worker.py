@@ -18,14 +18,24 @@ import importlib
 import json
 import os
 import sys
+import threading
+import time
 from typing import IO, Any
 
 
 def main() -> None:
-    """Answer requests until stdin ends."""
+    """Answer requests until stdin ends, or the parent does."""
+    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     serve(sys.stdin, answers)
+
+
+def _leave_with(parent: int) -> None:
+    """End this process when its parent is gone: in the middle of a cell nobody reads stdin."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
 
 
 def serve(requests: IO[str], answers: IO[str]) -> None:

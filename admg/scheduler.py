@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from bisect import insort
-from collections import deque
 from dataclasses import dataclass
 
 from admg.config import EngineConfig
@@ -38,7 +37,11 @@ class Chunk:
 
 
 class Scheduler:
-    """First come, first served, within `max_num_seqs` and the arena's slots.
+    """Longest first, within `max_num_seqs` and the arena's slots.
+
+    Sequences of similar length then run side by side, in extents of equal capacity, which is what
+    batched attention wants; and the job does not end with one long sequence alone. Nobody starves:
+    offline, what can arrive while a sequence waits is bounded.
 
     `running` is kept in the order of the extents, so that neighbours in memory are neighbours in
     the pass (the attention's groups need no reordering then).
@@ -48,7 +51,7 @@ class Scheduler:
         self._config = config
         self._arena = arena
         self._eos = eos
-        self._waiting: deque[tuple[int, Request, float]] = deque()
+        self._waiting: list[tuple[int, Request, float]] = []
         self.running: list[Sequence] = []
 
     @property
@@ -57,19 +60,20 @@ class Scheduler:
         return len(self._waiting)
 
     def add(self, handle: int, request: Request) -> None:
-        """Put a sequence at the end of the queue."""
-        self._waiting.append((handle, request, time.perf_counter()))
+        """Queue a sequence."""
+        entry = (handle, request, time.perf_counter())
+        insort(self._waiting, entry, key=lambda e: (-_length(e[1]), e[0]))
 
     def admit(self) -> None:
-        """Move waiting sequences into free places, in order, while the first one fits."""
+        """Move waiting sequences into free places, longest first, while the first one fits."""
         while self._waiting and len(self.running) < self._config.max_num_seqs:
             if self.place(*self._waiting[0]) is None:
                 break
-            self._waiting.popleft()
+            self._waiting.pop(0)
 
     def place(self, handle: int, request: Request, arrived: float) -> Sequence | None:
         """Give a sequence its whole extent and let it run; None where no extent is free now."""
-        extent = self._arena.allocate(len(request.prompt_token_ids) + request.sampling.max_tokens)
+        extent = self._arena.allocate(_length(request))
         if extent is None:
             return None
         stops = set(request.sampling.stop_token_ids)
@@ -106,3 +110,8 @@ class Scheduler:
         """Free a sequence's place and slots."""
         self.running.remove(sequence)
         self._arena.release(sequence.extent)
+
+
+def _length(request: Request) -> int:
+    """Slots that a sequence may come to need."""
+    return len(request.prompt_token_ids) + request.sampling.max_tokens

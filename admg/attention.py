@@ -54,7 +54,7 @@ class AttentionPlan:
     long: tuple[Segment, ...]
 
 
-def plan_attention(batch: RaggedBatch, arena: KVArena, dtype: torch.dtype) -> AttentionPlan:
+def plan_attention(batch: RaggedBatch, dtype: torch.dtype) -> AttentionPlan:
     """Group the batch's segments; depends on lengths only, so it serves every layer of the pass."""
     short = [s for s in batch.segments if s.count <= FEW_TOKENS]
     long = tuple(s for s in batch.segments if s.count > FEW_TOKENS)
@@ -68,7 +68,7 @@ def attend(q: Tensor, layer: int, batch: RaggedBatch, arena: KVArena) -> Tensor:
     """Attention output [T, H, d] for queries [T, H, d]; keys of this pass are already written."""
     plan = batch.attention
     if not isinstance(plan, AttentionPlan):
-        plan = batch.attention = plan_attention(batch, arena, q.dtype)
+        plan = batch.attention = plan_attention(batch, q.dtype)
     q = q * (1.0 / math.sqrt(q.shape[-1]))
     if len(plan.groups) == 1 and not plan.long and plan.groups[0].index is None:
         return _attend_group(q, layer, plan.groups[0], arena)

@@ -74,9 +74,7 @@ class Transformer:
     CPU is not there twice.
     """
 
-    def __init__(
-        self, config: ModelConfig, weights: Weights, max_length: int | None = None
-    ) -> None:
+    def __init__(self, config: ModelConfig, weights: Weights) -> None:
         self.config = config
         self.dtype = weights.embed.dtype
         self.device = weights.embed.device
@@ -86,7 +84,7 @@ class Transformer:
         while weights.layers:
             self._layers.append(Layer.of(weights.layers.pop(0)))
         self._head = Linear(weights.head)
-        length = max_length or config.max_position_embeddings
+        length = config.max_position_embeddings
         self._cos, self._sin = rope_tables(config.rope, length, self.device)  # [P, d] fp32
 
     @classmethod

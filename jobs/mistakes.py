@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 _RIGHT = {
@@ -70,3 +71,15 @@ def _nearest(steps: Sequence[str], keys: Mapping[str, Sequence[str]]) -> str:
         if far := difflib.get_close_matches(name, names, n=1, cutoff=0.75):
             return f"did you mean {far[0]}" + (f" in the table [{other}]?" if other else "?")
     return f"it can be {', '.join(keys[table])}"
+
+
+def read_template(path: str, place: str) -> str:
+    """A template file's text.
+
+    Raises:
+        ValueError: it cannot be read; the sentence begins with `place`, where it was named.
+    """
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{place} is {path!r}, which cannot be read: {error}") from error

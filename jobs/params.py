@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, TypeVar
 
 from admg.config import DraftConfig, DropRule, EngineConfig, SamplingParams
 from jobs.job_file import TABLES, JobFile, SamplingTable
+from jobs.mistakes import read_template
 from pipeline.config import PromptConfig, RunConfig
 
 T = TypeVar("T")
@@ -116,14 +116,7 @@ def run_config(flags: Mapping[str, Any], job: JobFile, source: str | None = None
 
 def _prompt(values: _Values) -> PromptConfig:
     template, chat = values.get("template"), values.get("chat")
-    text = None
-    if template is not None:
-        try:
-            text = Path(template).expanduser().read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(
-                f"{values.place('template')} is {template!r}, which cannot be read: {error}"
-            ) from error
+    text = None if template is None else read_template(template, values.place("template"))
     if template is not None and chat is False:
         raise ValueError(
             f"{values.place('template')} makes the prompt, so it cannot go with --raw: "

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from jobs.failures import verbose_option
+from jobs.mistakes import read_template
 from jobs.options import ExampleCommand, ExampleGroup
 
 if TYPE_CHECKING:
@@ -79,14 +79,7 @@ def _write(
 ) -> None:
     from jobs.prepare import Columns, write_shards
 
-    text = None
-    if template is not None:
-        try:
-            text = Path(template).expanduser().read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(
-                f"--template is {template!r}, which cannot be read: {error}"
-            ) from error
+    text = None if template is None else read_template(template, "--template")
     written = write_shards(
         open_source(),
         Columns(id_column, prompt_column, text, keep),

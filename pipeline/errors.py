@@ -27,3 +27,7 @@ class RowError:
 
 class PipelineError(RuntimeError):
     """The run ended before every row was committed. One sentence for people."""
+
+
+class StorageError(PipelineError):
+    """Storage failed for longer than a run has patience."""

@@ -103,3 +103,7 @@ class Patience:
                         f"{one_line(error)}"
                     ) from error
             time.sleep(pause)
+
+
+PATIENCE = Patience()
+"""The usual one."""

@@ -19,11 +19,13 @@ from admg.drafters.confidence_exit import ConfidenceExit
 from admg.drafters.self_draft import Draft, SelfDrafter
 from admg.invariants import check_commit, check_round
 from admg.kv_arena import KVArena
+from admg.limits import Limits
 from admg.memory import arena_size
 from admg.model import Transformer
 from admg.plain_cost import NEW_TOKENS, PlainCost
 from admg.plan import DraftPlan, choose_dropped
 from admg.prefill import prefill_pass
+from admg.prefix_cache import PrefixCache
 from admg.request import Completion, FinishReason, Request
 from admg.sampling import Sampler
 from admg.scheduler import Chunk, Scheduler
@@ -34,6 +36,8 @@ from admg.verification import verify
 
 # Every so many rounds one is plain, so that the yardstick of the speedup stays fresh.
 PLAIN_EVERY = 64
+# So many waiting prompts decide what the shared prefix is.
+PREFIX_OF = 256
 
 
 class Engine:
@@ -61,8 +65,15 @@ class Engine:
         self._model = model
         self._config = config
         self._detokenize = detokenize
-        self._max_model_len = size.max_model_len
         self._arena = KVArena(model.config, size.num_slots, model.dtype, model.device)
+        self._prefixes = PrefixCache(model, self._arena, config)
+        self._arrived = False
+        self._limits = Limits(
+            model.config.vocab_size,
+            size.max_model_len,
+            self._arena.num_slots,
+            detokenize is not None,
+        )
         self._sampler = Sampler(model.config.vocab_size, model.device)
         self._scheduler = Scheduler(config, self._arena, frozenset(eos_token_ids))
         self._by_rejection = config.draft.verification == "token"
@@ -100,17 +111,13 @@ class Engine:
         """
         handle = self._handles
         self._handles += 1
-        problem = self._problem(request)
+        problem = self._limits.problem(request)
         if problem is None:
             self._scheduler.add(handle, request)
+            self._arrived = True
         else:
-            code, message = problem
             stats = SequenceStats(prompt_tokens=len(request.prompt_token_ids))
-            self._rejected.append(
-                Completion(
-                    handle, request.key, [], "error", stats, error_code=code, error_message=message
-                )
-            )
+            self._rejected.append(Completion.failed(handle, request.key, stats, *problem))
         return handle
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
@@ -125,17 +132,32 @@ class Engine:
         if self._drafter is not None and not self._cost.measured and not self._scheduler.running:
             self._cost.warm_up(self._time_plain_step)
         done, self._rejected = self._rejected, []
-        self._scheduler.admit()
+        self._admit()
         while chunks := self._scheduler.next_chunks():
             done += self._prefill(chunks)
         if decoding := self._scheduler.decoding():
             done += self._round(decoding)
         return done
 
+    def _admit(self) -> None:
+        start = time.perf_counter()
+        if self._arrived:
+            self._prefixes.learn(self._scheduler.waiting_prompts(PREFIX_OF))
+            self._arrived = False
+        for s in self._scheduler.admit():
+            spared = self._prefixes.fill(s)
+            self._counters.prompt_tokens += spared
+            self._counters.num_cached_tokens += spared
+        self._counters.prefill_seconds += time.perf_counter() - start
+
     def _prefill(self, chunks: list[Chunk]) -> list[Completion]:
         done = []
         draft = self._config.draft
-        for s, token in prefill_pass(self._model, self._arena, self._sampler, chunks, draft):
+        start = time.perf_counter()
+        ready = prefill_pass(self._model, self._arena, self._sampler, chunks, draft)
+        self._counters.prefill_seconds += time.perf_counter() - start
+        self._counters.prompt_tokens += sum(c.count for c in chunks)
+        for s, token in ready:
             if self._drafter is not None:
                 s.plan = DraftPlan(choose_dropped(s.similarity, draft.drop), draft.draft_tokens)
                 if draft.exit_threshold is not None:
@@ -153,11 +175,14 @@ class Engine:
         plain = self._drafter is None or self._rounds % PLAIN_EVERY == 0
         if self._drafter is not None and not plain:
             draft = self._drafter.draft(sequences)
+        drafted_at = time.perf_counter()
         if self._config.check:
             check_round(sequences, draft, self._arena, self._by_rejection)
         verdicts = verify(
             self._model, self._arena, self._sampler, sequences, draft, self._by_rejection
         )
+        self._counters.draft_seconds += drafted_at - start
+        self._counters.verify_seconds += time.perf_counter() - drafted_at
         outcomes = [self._commit(s, v.tokens) for s, v in zip(sequences, verdicts, strict=True)]
         seconds = time.perf_counter() - start
         plain_seconds = self._plain_seconds(len(sequences), context, seconds, plain)
@@ -183,6 +208,7 @@ class Engine:
         if tokens is None:
             return 0, "error"
         count, reason = commit(s, tokens, self._detokenize)
+        self._counters.completion_tokens += count
         s.computed = len(s.tokens) - 1
         s.salt += self._by_rejection
         if self._config.check:
@@ -194,18 +220,10 @@ class Engine:
             self._arena.clear(s.extent)
         self._scheduler.retire(s)
         stats = s.stats()
-        self._count_sequence(stats)
         if reason == "error":
             message = "the model's output is not finite (NaN or infinity) for this prompt"
-            return Completion(
-                s.handle,
-                s.request.key,
-                [],
-                "error",
-                stats,
-                error_code="model_output_invalid",
-                error_message=message,
-            )
+            code = "model_output_invalid"
+            return Completion.failed(s.handle, s.request.key, stats, code, message)
         text = final_text(s, self._detokenize) if self._detokenize is not None else None
         return Completion(s.handle, s.request.key, s.completion, reason, stats, text=text)
 
@@ -232,37 +250,7 @@ class Engine:
             self._scheduler.retire(s)
         return seconds
 
-    def _problem(self, request: Request) -> tuple[str, str] | None:
-        """Why a request cannot run: error code and message."""
-        prompt, new = len(request.prompt_token_ids), request.sampling.max_tokens
-        if not prompt:
-            return "prompt_empty", "the prompt has no tokens"
-        vocab = self._model.config.vocab_size
-        if not all(0 <= t < vocab for t in request.prompt_token_ids):
-            return "bad_parameter", f"a prompt token id lies outside the vocabulary of {vocab}"
-        if not all(0 <= t < vocab for t in request.sampling.stop_token_ids):
-            return "bad_parameter", f"a stop token id lies outside the vocabulary of {vocab}"
-        if request.sampling.stop and self._detokenize is None:
-            return "bad_parameter", "stop strings need an engine with a detokenizer"
-        if prompt + new > self._max_model_len:
-            return (
-                "prompt_too_long",
-                f"{prompt} prompt tokens and {new} new ones exceed the longest sequence, "
-                f"{self._max_model_len} tokens",
-            )
-        if not self._arena.fits(prompt + new):
-            return (
-                "prompt_too_long",
-                f"{prompt} prompt tokens and {new} new ones exceed the KV budget of "
-                f"{self._arena.num_slots} tokens",
-            )
-        return None
-
     def _count_round(self, drafted: int, accepted: int) -> None:
         self._counters.num_spec_steps += 1
         self._counters.num_draft_tokens += drafted
         self._counters.num_accepted_draft_tokens += accepted
-
-    def _count_sequence(self, stats: SequenceStats) -> None:
-        self._counters.prompt_tokens += stats.prompt_tokens
-        self._counters.completion_tokens += stats.completion_tokens

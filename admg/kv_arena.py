@@ -116,16 +116,30 @@ class KVArena:
 
     def clear(self, extent: Extent, first: int = 0) -> None:
         """Zero an extent from position `first` on: masks do not stop NaN, so it must not stay."""
-        rows = slice(extent.start * self.num_kv_heads, extent.end * self.num_kv_heads)
-        for buffer in (self.keys, self.values):
-            units = buffer[:, rows].view(len(buffer), self.num_kv_heads, extent.capacity, -1)
-            units[:, :, first:].zero_()
+        for heads in self._heads(extent):
+            heads[:, :, first:].zero_()
 
     def write(self, layer: int, rows: Tensor, keys: Tensor, values: Tensor) -> None:
         """Store keys and values [T, K, d] of one layer at `rows` [T*K] int64."""
         d = keys.shape[-1]
         self.keys[layer].index_copy_(0, rows, keys.reshape(-1, d))
         self.values[layer].index_copy_(0, rows, values.reshape(-1, d))
+
+    def copy(self, extent: Extent, count: int) -> tuple[Tensor, Tensor]:
+        """Keys and values [L, K, count, d] of an extent's first positions, in own memory."""
+        keys, values = self._heads(extent)
+        return keys[:, :, :count].clone(), values[:, :, :count].clone()
+
+    def paste(self, extent: Extent, keys: Tensor, values: Tensor) -> None:
+        """Put what `copy` took at the beginning of an extent."""
+        for own, given in zip(self._heads(extent), (keys, values), strict=True):
+            own[:, :, : given.shape[2]] = given
+
+    def _heads(self, extent: Extent) -> tuple[Tensor, Tensor]:
+        """Views [L, K, C, d] of an extent's keys and values."""
+        rows = slice(extent.start * self.num_kv_heads, extent.end * self.num_kv_heads)
+        shape = (len(self.keys), self.num_kv_heads, extent.capacity, -1)
+        return self.keys[:, rows].view(shape), self.values[:, rows].view(shape)
 
     def units(self, layer: int, first: Extent, count: int) -> tuple[Tensor, Tensor]:
         """Keys and values of `count` neighbouring extents of equal capacity C.

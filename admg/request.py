@@ -42,3 +42,10 @@ class Completion:
     text: str | None = None
     error_code: str | None = None
     error_message: str | None = None
+
+    @classmethod
+    def failed(
+        cls, handle: int, key: str, stats: SequenceStats, code: str, message: str
+    ) -> Completion:
+        """A sequence that ended in an error."""
+        return cls(handle, key, [], "error", stats, error_code=code, error_message=message)

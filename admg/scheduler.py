@@ -64,12 +64,24 @@ class Scheduler:
         entry = (handle, request, time.perf_counter())
         insort(self._waiting, entry, key=lambda e: (-_length(e[1]), e[0]))
 
-    def admit(self) -> None:
-        """Move waiting sequences into free places, longest first, while the first one fits."""
+    def waiting_prompts(self, limit: int) -> list[list[int]]:
+        """The prompts of the next `limit` sequences to be admitted."""
+        return [request.prompt_token_ids for _, request, _ in self._waiting[:limit]]
+
+    def admit(self) -> list[Sequence]:
+        """Move waiting sequences into free places, longest first, while the first one fits.
+
+        Returns:
+            Those that were moved.
+        """
+        admitted: list[Sequence] = []
         while self._waiting and len(self.running) < self._config.max_num_seqs:
-            if self.place(*self._waiting[0]) is None:
+            sequence = self.place(*self._waiting[0])
+            if sequence is None:
                 break
             self._waiting.pop(0)
+            admitted.append(sequence)
+        return admitted
 
     def place(self, handle: int, request: Request, arrived: float) -> Sequence | None:
         """Give a sequence its whole extent and let it run; None where no extent is free now."""

@@ -43,11 +43,18 @@ class SequenceStats:
 class EngineCounters:
     """Sums over everything an engine has done so far, and what it holds now.
 
-    Tokens are counted when their sequence finishes, rounds as they happen.
+    Everything is counted as it happens; the tokens of a sequence that ends in an error stay
+    counted. `num_cached_tokens` are prompt tokens that a shared prefix spared. The three times
+    are wall seconds of whole passes with all that belongs to them; what else a round does (stop
+    checks, detokenizing, bookkeeping) is in none of them.
     """
 
     prompt_tokens: int = 0
+    num_cached_tokens: int = 0
     completion_tokens: int = 0
+    prefill_seconds: float = 0.0
+    draft_seconds: float = 0.0
+    verify_seconds: float = 0.0
     num_spec_steps: int = 0
     num_draft_tokens: int = 0
     num_accepted_draft_tokens: int = 0

@@ -1,0 +1,111 @@
+"""Prefix caching: what all waiting prompts begin with is prefilled once and copied.
+
+Shapes: L layers, K KV heads, P tokens of the prefix, d head size.
+
+The rows of a job share their instructions and their few-shot examples. Their keys and values do
+not depend on what follows, so they are computed once and copied into the extent of every sequence
+that begins with them; the sums of ADMG's similarity over these tokens go along, so that a plan
+still rests on the whole prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from admg.batch import RaggedBatch
+from admg.config import EngineConfig
+from admg.kv_arena import KVArena
+from admg.model import Transformer
+from admg.sequence import Sequence
+from admg.similarity import SimilarityObserver
+
+# Copying fewer tokens gains nothing over computing them in a pass that runs anyway.
+MIN_TOKENS = 16
+# The copy lies beside the arena; at most this share of the arena's size.
+MAX_SHARE = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """P tokens, their keys and values [L, K, P, d], and their part of the similarity's sums.
+
+    `sums` [L] and `weight` are as if the prompt ended with the prefix.
+    """
+
+    tokens: list[int]
+    keys: Tensor
+    values: Tensor
+    sums: Tensor | None
+    weight: float
+
+    def begins(self, prompt: list[int]) -> bool:
+        """Whether a prompt begins with these tokens and goes on: its last token is computed."""
+        return len(prompt) > len(self.tokens) and prompt[: len(self.tokens)] == self.tokens
+
+
+class PrefixCache:
+    """The one prefix that the sequences of this engine share, as far as it is known."""
+
+    def __init__(self, model: Transformer, arena: KVArena, config: EngineConfig) -> None:
+        self._model = model
+        self._arena = arena
+        self._config = config
+        self._prefix: Prefix | None = None
+
+    def learn(self, prompts: Seq[list[int]]) -> None:
+        """Compute the prefix that all these prompts share, unless it is known or short.
+
+        Needs free slots for it while it computes; without them nothing changes.
+        """
+        if len(prompts) < 2 or (self._prefix and all(map(self._prefix.begins, prompts))):
+            return
+        most = int(self._arena.num_slots * MAX_SHARE)
+        length = min(_shared(prompts), min(map(len, prompts)) - 1, most)
+        if length >= MIN_TOKENS:
+            self._prefix = self._compute(prompts[0][:length]) or self._prefix
+
+    def fill(self, s: Sequence) -> int:
+        """Give a new sequence the prefix, if it begins with it; how many tokens that spares."""
+        prefix = self._prefix
+        if prefix is None or not prefix.begins(s.tokens):
+            return 0
+        self._arena.paste(s.extent, prefix.keys, prefix.values)
+        s.computed = len(prefix.tokens)
+        if prefix.sums is not None:
+            draft, after = self._config.draft, s.prompt_length - s.computed
+            share = {"mean": 1.0, "last": 0.0}.get(draft.similarity, draft.similarity_decay**after)
+            s.similarity_sums = prefix.sums * share
+            s.similarity_weight = prefix.weight * share
+        return s.computed
+
+    def _compute(self, tokens: list[int]) -> Prefix | None:
+        extent = self._arena.allocate(len(tokens))
+        if extent is None:
+            return None
+        sums, weight = None, 0.0
+        draft, device = self._config.draft, self._model.device
+        for start in range(0, len(tokens), self._config.prefill_tokens):
+            part = tokens[start : start + self._config.prefill_tokens]
+            observer = None
+            if draft.drafter != "none":
+                layers = self._model.config.num_layers
+                how = (layers, draft.similarity, draft.similarity_decay, device)
+                observer = SimilarityObserver([start], [len(part)], [len(tokens)], *how)
+            batch = RaggedBatch.build([(part, start, extent)], device)
+            self._model.forward(batch, self._arena, observer=observer)
+            if observer is not None:
+                sums = observer.sums[0] if sums is None else sums + observer.sums[0]
+                weight += float(observer.weight[0])
+        keys, values = self._arena.copy(extent, len(tokens))
+        self._arena.release(extent)
+        return Prefix(tokens, keys, values, sums, weight)
+
+
+def _shared(prompts: Seq[list[int]]) -> int:
+    """How many tokens all prompts begin with: the least and the greatest of them differ first."""
+    least, greatest = min(prompts), max(prompts)
+    pairs = enumerate(zip(least, greatest, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), len(least))

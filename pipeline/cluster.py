@@ -69,12 +69,14 @@ def _start(cpus: int) -> None:
 
 
 @contextmanager
-def data_context() -> Iterator[None]:
+def data_context(actors: int) -> Iterator[None]:
     """Ray Data's settings for a run; the caller's are untouched."""
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = _NO_PROGRESS_SECONDS
+    # Actors in a row that may fail to load their model before the run does: all once, and one more.
+    context.max_consecutive_actor_init_deaths = actors
     # The exception of a stage itself, and not one that says there was one.
     context.raise_original_map_exception = True
     with ray.data.DataContext.current(context):
@@ -93,8 +95,12 @@ def _quiet() -> Iterator[None]:
     before = [handler.level for handler in consoles]
     for handler in consoles:
         handler.setLevel(logging.CRITICAL + 1)
+    # Told of each task that it tries again, Ray prints it, whatever the level and the settings are.
+    printed = ray._private.worker.print_to_stdstream
+    ray._private.worker.print_to_stdstream = lambda *_: None
     try:
         yield
     finally:
+        ray._private.worker.print_to_stdstream = printed
         for handler, level in zip(consoles, before, strict=True):
             handler.setLevel(level)

@@ -15,6 +15,7 @@ from pipeline.template import Template
 PromptMode = Literal["raw", "chat", "template"]
 OnLong = Literal["error", "truncate-left", "truncate-right"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+OnChanged = Literal["refuse", "recompute"]
 
 
 def _refuse(condition: bool, name: str, value: object, right: str) -> None:
@@ -71,7 +72,14 @@ class RunConfig:
 
     `input` holds files, folders or globs, each a path or any URI that pyarrow.fs understands.
     `gpus_per_actor` None takes 1 where the cluster has GPUs. `rows_per_block` rows are committed
-    together, in one file.
+    together, in one file. A row that was in engines that died `max_crashes` times is decoded apart
+    from others, and quarantined when it kills as many alone. A row may take
+    `row_deadline_seconds`, and `token_deadline_seconds` for each token of its prompt and its
+    longest completion.
+
+    A row whose id is committed with another prompt is a mistake, or decoded again (`on_changed`);
+    `retry_failed` decodes again what earlier runs left as error rows. At the end small files
+    become files of up to `max_rows_per_file` rows (0: they stay as they are).
 
     Raises:
         ValueError: a value outside its range, by name.
@@ -89,6 +97,12 @@ class RunConfig:
     gpus_per_actor: float | None = None
     dtype: Dtype = "auto"
     rows_per_block: int = 32
+    on_changed: OnChanged = "refuse"
+    retry_failed: bool = False
+    max_rows_per_file: int = 100_000
+    max_crashes: int = 2
+    row_deadline_seconds: float = 600.0
+    token_deadline_seconds: float = 2.0
 
     def __post_init__(self) -> None:
         strings = isinstance(self.input, tuple) and all(isinstance(i, str) for i in self.input)
@@ -109,7 +123,14 @@ class RunConfig:
         )
         dtypes = ("auto", "float32", "bfloat16", "float16")
         _refuse(self.dtype not in dtypes, "dtype", self.dtype, ", ".join(dtypes))
+        policies = ("refuse", "recompute")
+        _refuse(self.on_changed not in policies, "on_changed", self.on_changed, ", ".join(policies))
+        rows = self.max_rows_per_file
+        _refuse(rows < 0, "max_rows_per_file", rows, "0 or more")
         _refuse(self.rows_per_block < 1, "rows_per_block", self.rows_per_block, "at least 1")
+        _refuse(self.max_crashes < 1, "max_crashes", self.max_crashes, "at least 1")
+        for name in ("row_deadline_seconds", "token_deadline_seconds"):
+            _refuse(getattr(self, name) <= 0, name, getattr(self, name), "above 0")
 
     @property
     def columns(self) -> tuple[str, ...]:

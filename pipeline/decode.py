@@ -1,4 +1,4 @@
-"""The Decode stage: one engine in one thread, fed by several blocks at once.
+"""The Decode stage: one engine, fed by several blocks at once.
 
 Ray calls the actor with up to `RunConfig.blocks_in_flight` blocks at the same time. Each call hands
 its rows to the engine's thread and waits for its own, so the batch is refilled across blocks and
@@ -8,10 +8,7 @@ never drains at a block's end.
 from __future__ import annotations
 
 import asyncio
-import queue
-import threading
-import time
-import uuid
+import os
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from typing import Any
@@ -20,6 +17,8 @@ import pyarrow as pa
 
 from admg.config import SamplingParams
 from admg.request import Completion, Request
+from pipeline.attempts import Deaths
+from pipeline.engine_loop import EngineLoop
 from pipeline.errors import MODEL_OUTPUT_INVALID, RowError
 from pipeline.factory import EngineFactory, EngineLike
 from pipeline.progress import Counters
@@ -32,141 +31,114 @@ from pipeline.schema import (
     result_columns,
 )
 from pipeline.stages import errors_of
+from pipeline.survival import ActorGuard, Safety, identity, load
 
 Report = Callable[[str, Counters], None]
-_REPORT_SECONDS = 1.0
 
 
-class EngineDied(RuntimeError):
-    """The engine raised, or never came to be; the rows that it held are undone, not lost."""
-
-
-class EngineLoop:
-    """An engine in a thread of its own, which builds it too: torch keeps settings by thread.
+class Decode:
+    """The actor: prompt token ids -> completions with statistics.
 
     Args:
-        build: makes the engine. A model that fails to load is a death like any other.
-        report: called from that thread about once a second with what has been done so far.
+        factory: builds the engine.
+        sampling: the law of all rows.
+        report: is told about once a second what this actor has done.
+        safety: None keeps no record, and an engine that dies raises `EngineDied` from the call.
+
+    Raises:
+        EngineDied: the model could not be loaded.
     """
 
-    def __init__(self, build: Callable[[], EngineLike], report: Report | None = None) -> None:
-        self._build = build
-        self._report = report
-        self._inbox: queue.SimpleQueue[tuple[Request, Future[Completion]]] = queue.SimpleQueue()
-        self._running: dict[int, Future[Completion]] = {}
-        self._counters = Counters()
-        self._death: EngineDied | None = None
-        self._lock = threading.Lock()
-        self._name = uuid.uuid4().hex
-        self._reported = 0.0
-        threading.Thread(target=self._run, name="engine", daemon=True).start()
+    def __init__(
+        self,
+        factory: EngineFactory,
+        sampling: SamplingParams,
+        report: Report | None = None,
+        safety: Safety | None = None,
+    ) -> None:
+        self._factory, self._sampling, self._report = factory, sampling, report
+        self._name, restarted = identity()
+        self._safety = safety
+        self._record = None if safety is None else safety.record(self._name)
+        if safety is None or self._record is None:
+            self._loop = load(self._new_loop)
+        else:
+            processes = self._record.loads
+            self._loop = load(self._new_loop, restarted, processes, safety.others_work)
+            self._record.loaded()
 
-    def submit(self, request: Request) -> Future[Completion]:
-        """Queue a sequence. The future raises `EngineDied` when the engine does, also after it."""
-        future: Future[Completion] = Future()
-        with self._lock:
-            if self._death is not None:
-                future.set_exception(self._death)
-            else:
-                self._inbox.put((request, future))
-        return future
+    def _new_loop(self) -> EngineLoop:
+        def report(counters: Counters) -> None:
+            if self._report is not None:
+                self._report(f"{self._name}/{os.getpid()}", counters)
 
-    def count_error_rows(self, rows: int) -> None:
-        """Count rows that never reach the engine, so that progress adds up."""
-        with self._lock:
-            self._counters = self._counters.plus_errors(rows)
+        if self._safety is None or self._record is None:
+            return EngineLoop(self._factory.build, report)
+        rules = self._safety.rules
+        batch = rules.batch(self._record.full_ooms)
 
-    def _run(self) -> None:
-        doing = "the model could not be loaded"
-        try:
-            engine = self._build()
-            doing = "the engine died"
-            self._send_report()
-            while True:
-                self._take(engine)
-                if engine.has_work:
-                    for completion in engine.step():
-                        self._finish(completion)
-                if time.monotonic() - self._reported >= _REPORT_SECONDS:
-                    self._send_report()
-        except BaseException as error:  # whatever it was, rows must not wait for it for ever
-            self._die(EngineDied(f"{doing}: {type(error).__name__}: {error}"))
+        def build() -> EngineLike:
+            smaller = batch < rules.max_num_seqs
+            return self._factory.build(batch) if smaller else self._factory.build()
 
-    def _take(self, engine: EngineLike) -> None:
-        """Move what is queued into the engine; wait only when there is nothing else to do."""
-        while True:
-            idle = not engine.has_work
-            try:
-                # The timeout lets an idle engine send its last counters.
-                wait = _REPORT_SECONDS if idle else None
-                request, future = self._inbox.get(block=idle, timeout=wait)
-            except queue.Empty:
-                return
-            # Known to `_die` before the engine sees it: a submit that raises must not lose it.
-            self._running[-1] = future
-            handle = engine.submit(request)
-            self._running[handle] = self._running.pop(-1)
+        every = min(1.0, rules.row_seconds / 4)
+        return EngineLoop(build, report, ActorGuard(self._record, rules), every)
 
-    def _finish(self, completion: Completion) -> None:
-        with self._lock:
-            self._counters = self._counters.plus(completion)
-        self._running.pop(completion.handle).set_result(completion)
+    async def __call__(self, table: pa.Table) -> AsyncIterator[pa.Table]:
+        """Decode one block; its rows come back in their order, once each."""
+        keys = [key.hex() for key in table[ROW_KEY].to_pylist()]
+        results = [self._before(key, e) for key, e in zip(keys, errors_of(table), strict=True)]
+        todo = [i for i, result in enumerate(results) if result.error is None]
+        self._loop.count_error_rows(len(results) - len(todo))
+        together = [keys[i] for i in todo if self._company(keys[i]) is None]
+        if self._record is not None and todo:
+            await asyncio.to_thread(self._record.begin, together)
+        done = await self._decoded(table, todo, keys)
+        for i, completion in zip(todo, done, strict=True):
+            results[i] = row_result(completion, 1 + self._deaths(keys[i]).total)
+        if self._record is not None and todo:
+            guilty = [k for k, r in zip(keys, results, strict=True) if r.error is not None]
+            await asyncio.to_thread(self._record.end, keys, guilty)
+        yield with_results(table, results)
 
-    def _send_report(self) -> None:
-        self._reported = time.monotonic()
-        if self._report is not None:
-            self._report(self._name, self._counters)
+    async def _decoded(self, table: pa.Table, todo: list[int], keys: list[str]) -> list[Completion]:
+        token_ids: list[list[int]] = table[PROMPT_TOKEN_IDS].to_pylist()
+        rows = [
+            (Request(token_ids[i], self._sampling, keys[i]), self._company(keys[i])) for i in todo
+        ]
+        waiting: list[Future[Completion]] = self._loop.submit(rows)
+        return list(await asyncio.gather(*map(asyncio.wrap_future, waiting)))
 
-    def _die(self, death: EngineDied) -> None:
-        with self._lock:
-            self._death = death
-        waiting = list(self._running.values())
-        while not self._inbox.empty():
-            waiting.append(self._inbox.get()[1])
-        for future in waiting:
-            future.set_exception(death)
+    def _deaths(self, key: str) -> Deaths:
+        return Deaths() if self._record is None else self._record.deaths(key)
+
+    def _company(self, key: str) -> int | None:
+        return None if self._safety is None else self._safety.rules.company(self._deaths(key))
+
+    def _before(self, key: str, error: RowError | None) -> RowResult:
+        """A row that is an error already, or is guilty; or the empty result of one to decode."""
+        if error is not None or self._safety is None:
+            return RowResult(error=error)
+        deaths = self._deaths(key)
+        verdict = self._safety.rules.verdict(deaths)
+        if verdict is None:
+            return RowResult()
+        return RowResult(error=verdict, finish_reason="error", attempts=deaths.total)
 
 
-def row_result(completion: Completion) -> RowResult:
+def row_result(completion: Completion, attempts: int = 1) -> RowResult:
     """A finished sequence as the row's result."""
     if completion.finish_reason == "error":
         code = completion.error_code or MODEL_OUTPUT_INVALID
         message = completion.error_message or "the engine gives no reason"
-        return RowResult(error=RowError(code, message), finish_reason="error", attempts=1)
+        return RowResult(error=RowError(code, message), finish_reason="error", attempts=attempts)
     return RowResult(
         token_ids=completion.token_ids,
         text=completion.text,
         finish_reason=completion.finish_reason,
         stats=completion.stats,
-        attempts=1,
+        attempts=attempts,
     )
-
-
-class Decode:
-    """The actor: prompt token ids -> completions with statistics."""
-
-    def __init__(
-        self, factory: EngineFactory, sampling: SamplingParams, report: Report | None = None
-    ) -> None:
-        self._loop = EngineLoop(factory.build, report)
-        self._sampling = sampling
-
-    async def __call__(self, table: pa.Table) -> AsyncIterator[pa.Table]:
-        """Decode one block; its rows come back in their order, once each."""
-        waiting: dict[int, Future[Completion]] = {}
-        results: list[RowResult] = []
-        keys: list[bytes] = table[ROW_KEY].to_pylist()
-        token_ids: list[list[int]] = table[PROMPT_TOKEN_IDS].to_pylist()
-        for i, error in enumerate(errors_of(table)):
-            results.append(RowResult(error=error))
-            if error is None:
-                request = Request(token_ids[i], self._sampling, keys[i].hex())
-                waiting[i] = self._loop.submit(request)
-        self._loop.count_error_rows(len(results) - len(waiting))
-        done: list[Completion] = await asyncio.gather(*map(asyncio.wrap_future, waiting.values()))
-        for i, completion in zip(waiting, done, strict=True):
-            results[i] = row_result(completion)
-        yield with_results(table, results)
 
 
 def with_results(table: pa.Table, results: list[RowResult]) -> pa.Table:

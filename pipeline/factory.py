@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
 from admg.config import EngineConfig
 from admg.request import Completion, Request
+from admg.stats import EngineCounters
 from pipeline.config import Dtype, RunConfig
 from pipeline.fingerprint import model_identity
 
@@ -44,6 +45,10 @@ class EngineLike(Protocol):
     def has_work(self) -> bool:
         """Whether a sequence waits or runs."""
 
+    @property
+    def counters(self) -> EngineCounters:
+        """Sums so far, and the sequences that run and wait now."""
+
 
 class EngineFactory(Protocol):
     """Builds engines and tokenizers wherever they are needed."""
@@ -61,8 +66,8 @@ class EngineFactory(Protocol):
     def tokenizer(self) -> TokenizerLike:
         """A tokenizer for this process."""
 
-    def build(self) -> EngineLike:
-        """An engine for this process: loads the model."""
+    def build(self, max_num_seqs: int | None = None) -> EngineLike:
+        """An engine for this process: loads the model. A number is a batch smaller than wanted."""
 
 
 class ModelTokenizer:
@@ -127,7 +132,7 @@ class ModelFactory:
         """The checkpoint's tokenizer."""
         return ModelTokenizer(self.path)
 
-    def build(self) -> EngineLike:
+    def build(self, max_num_seqs: int | None = None) -> EngineLike:
         """Load the model. Ray leaves one thread to an actor; decoding wants its share of all."""
         import torch
 
@@ -135,5 +140,8 @@ class ModelFactory:
 
         if self.cpu_share is not None:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // self.cpu_share))
-        loaded = LLM.load(self.path, engine=self.engine, dtype=self.dtype)
+        engine = self.engine
+        if max_num_seqs is not None:
+            engine = replace(engine, max_num_seqs=max_num_seqs)
+        loaded = LLM.load(self.path, engine=engine, dtype=self.dtype)
         return cast(EngineLike, loaded.engine)

@@ -99,7 +99,7 @@ class Board:
         self._first = 0.0
 
     def report(self, name: str, counters: Counters) -> None:
-        """Replace what this actor said before. An actor that was restarted has a new name."""
+        """Replace what this process said before; it is called actor/process."""
         if not self._counters:
             self._first = time.monotonic()
         self._counters[name] = counters
@@ -108,7 +108,7 @@ class Board:
         """Everything at once."""
         seconds = time.monotonic() - self._first if self._counters else 0.0
         total = sum(self._counters.values(), Counters())
-        return Reading(len(self._counters), total, seconds)
+        return Reading(len({name.split("/")[0] for name in self._counters}), total, seconds)
 
 
 class Tracker:
@@ -142,7 +142,8 @@ class Tracker:
                     self._latest,
                     phase="decoding",
                     actors=reading.actors,
-                    rows_done=reused + counters.rows,
+                    # Rows that an engine took down with it are counted again.
+                    rows_done=min(reused + counters.rows, self._latest.rows_total),
                     rows_error=counters.rows_error,
                     prompt_tokens=counters.prompt_tokens,
                     completion_tokens=counters.completion_tokens,

@@ -10,12 +10,12 @@ import os
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from admg.request import Completion, Request
-from admg.stats import SequenceStats
+from admg.stats import EngineCounters, SequenceStats
 
 CONTEXT = 400
 POISON = "POISON"
@@ -57,6 +57,15 @@ class StandInEngine:
         self._running: dict[int, tuple[Request, list[int]]] = {}
         self._next = 0
         self._finished = 0
+        self._made = 0
+
+    @property
+    def counters(self) -> EngineCounters:
+        return EngineCounters(
+            completion_tokens=self._made,
+            num_running=len(self._running),
+            num_waiting=len(self._waiting),
+        )
 
     def submit(self, request: Request) -> int:
         self._next += 1
@@ -79,12 +88,14 @@ class StandInEngine:
         for handle, (request, ids) in list(self._running.items()):
             full = expected_ids(request.prompt_token_ids, request.sampling.max_tokens)
             ids.append(full[len(ids)])
+            self._made += 1
             if len(ids) == len(full):
                 done.append(self._complete(handle, request, ids))
                 del self._running[handle]
         self._finished += len(done)
         fuse = self._factory.die_after
         if fuse is not None and self._finished >= fuse and os.path.exists(self._factory.fuse):
+            Path(f"{self._factory.fuse}.blown").touch()
             raise RuntimeError("the stand-in's fuse blew")
         return done
 
@@ -127,7 +138,7 @@ class StandInEngine:
 
 @dataclass(frozen=True)
 class StandIn:
-    """An engine factory. With `fuse` (a file) and `die_after` the engine dies while it exists."""
+    """An engine factory. With `fuse` (a file) and `die_after` an engine dies for good."""
 
     max_num_seqs: int = 8
     step_seconds: float = 0.0
@@ -147,10 +158,12 @@ class StandIn:
     def tokenizer(self) -> ByteTokenizer:
         return ByteTokenizer()
 
-    def build(self) -> StandInEngine:
-        if self.refuses_to_load:
+    def build(self, max_num_seqs: int | None = None) -> StandInEngine:
+        blown = self.die_after is not None and os.path.exists(f"{self.fuse}.blown")
+        if self.refuses_to_load or blown:
             raise OSError("the stand-in's weights are gone")
-        return StandInEngine(self)
+        smaller = self if max_num_seqs is None else replace(self, max_num_seqs=max_num_seqs)
+        return StandInEngine(smaller)
 
     def submitted(self) -> list[str]:
         """Keys of all sequences that any engine of this factory has taken in."""

@@ -21,7 +21,7 @@ from pipeline.manifest import read_manifest
 from pipeline.progress import Progress
 from pipeline.run import RunReport, run
 from tests.pipeline.conftest import write_shards
-from tests.pipeline.standin import POISON, REFUSED, StandIn, expected
+from tests.pipeline.standin import REFUSED, StandIn, expected
 
 MAX_TOKENS = 12
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -171,7 +171,7 @@ def check_second_run(tmp_path: Path, config: RunConfig, report: RunReport) -> No
         run(config, engine_factory=untouched)
 
 
-def test_an_engine_that_dies_loses_nothing_and_what_is_committed_is_not_redone(
+def test_an_engine_that_is_gone_loses_nothing_and_what_is_committed_is_not_redone(
     tmp_path: Path,
 ) -> None:
     write_shards(tmp_path / "in", [prompts(0, 40), prompts(40, 80)])
@@ -179,7 +179,9 @@ def test_an_engine_that_dies_loses_nothing_and_what_is_committed_is_not_redone(
     fuse = tmp_path / "fuse"
     fuse.touch()
     factory = StandIn(fuse=str(fuse), die_after=40, step_seconds=0.02)
-    with pytest.raises(PipelineError, match=r"the engine died: RuntimeError: the stand-in's fuse"):
+    with pytest.raises(
+        PipelineError, match=r"could not be loaded: OSError: the stand-in's weights"
+    ):
         run(config, engine_factory=factory)
     committed = len(rows_of(config))
     assert 0 < committed < 80
@@ -259,14 +261,3 @@ def test_empty_input_is_a_success(tmp_path: Path) -> None:
     report = run(config_of(tmp_path), engine_factory=StandIn(refuses_to_load=True))
     assert (report.rows_total, report.rows_ok, report.speedup) == (0, 0, None)
     assert (tmp_path / "out" / "_SUCCESS").exists()
-
-
-def test_poison_fails_the_run_and_not_the_rows_before_it(tmp_path: Path) -> None:
-    """What kills an engine ends the run with a reason; blocks that were done are committed."""
-    good = prompts(0, 64)
-    poison = pa.table({"id": ["p"], "prompt": [POISON], "n": [0]})
-    write_shards(tmp_path / "in", [good, poison])
-    config = config_of(tmp_path)
-    with pytest.raises(PipelineError, match=r"the stand-in met poison"):
-        run(config, engine_factory=StandIn())
-    assert "p" not in (rows_of(config) if list(Path(config.output).glob("*.parquet")) else {})

@@ -14,7 +14,8 @@ import pytest
 from admg.config import SamplingParams
 from admg.request import Completion, Request
 from pipeline.config import PromptConfig
-from pipeline.decode import Decode, EngineDied, EngineLoop
+from pipeline.decode import Decode
+from pipeline.engine_loop import EngineDied, EngineLoop
 from pipeline.factory import EngineLike
 from pipeline.keys import KeySet, as_keys, row_key
 from pipeline.progress import Counters
@@ -129,7 +130,16 @@ def test_rows_come_out_once_and_in_the_output_schema(detokenizes: bool) -> None:
 
 def test_a_block_without_good_rows_needs_no_engine() -> None:
     table = tokenized(pa.table({"id": ["x"], "prompt": pa.nulls(1, pa.string()), "n": [1]}))
-    (out,) = decoded(Decode(StandIn(refuses_to_load=True), SAMPLING), table)
+
+    class Factory(StandIn):
+        def build(self, max_num_seqs: int | None = None) -> StandInEngine:
+            return Unwanted(self)
+
+    class Unwanted(StandInEngine):
+        def submit(self, request: Request) -> int:
+            raise AssertionError("nothing is to be decoded")
+
+    (out,) = decoded(Decode(Factory(), SAMPLING), table)
     assert out["status"].to_pylist() == ["error"]
 
 
@@ -145,7 +155,7 @@ def test_several_blocks_share_one_batch() -> None:
             return done
 
     class Factory(StandIn):
-        def build(self) -> StandInEngine:
+        def build(self, max_num_seqs: int | None = None) -> StandInEngine:
             return Watched(self)
 
     tables = [
@@ -168,7 +178,7 @@ def test_noise_keys_are_row_keys_and_not_places() -> None:
             return super().submit(request)
 
     class Factory(StandIn):
-        def build(self) -> StandInEngine:
+        def build(self, max_num_seqs: int | None = None) -> StandInEngine:
             return Recording(self)
 
     decoded(Decode(Factory(), SAMPLING), tokenized())
@@ -177,25 +187,17 @@ def test_noise_keys_are_row_keys_and_not_places() -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("factory", "prompt", "words"),
-    [
-        (StandIn(), POISON, "the engine died: RuntimeError: the stand-in met poison"),
-        (
-            StandIn(refuses_to_load=True),
-            "x",
-            "could not be loaded: OSError: the stand-in's weights",
-        ),
-    ],
-)
-def test_a_dead_engine_fails_all_its_rows_and_those_to_come(
-    factory: StandIn, prompt: str, words: str
-) -> None:
-    decode = Decode(factory, SAMPLING)
-    table = tokenized(pa.table({"id": ["a", "b"], "prompt": ["fine", prompt], "n": [1, 2]}))
+def test_without_safety_a_dead_engine_fails_all_its_rows_and_those_to_come() -> None:
+    decode = Decode(StandIn(), SAMPLING)
+    table = tokenized(pa.table({"id": ["a", "b"], "prompt": ["fine", POISON], "n": [1, 2]}))
     for _ in range(2):
-        with pytest.raises(EngineDied, match=words):
+        with pytest.raises(EngineDied, match="engine died: RuntimeError: the stand-in met poison"):
             decoded(decode, table, table)
+
+
+def test_a_model_that_does_not_load_says_so_at_once() -> None:
+    with pytest.raises(EngineDied, match="could not be loaded: OSError: the stand-in's weights"):
+        Decode(StandIn(refuses_to_load=True), SAMPLING)
 
 
 def test_a_submit_that_raises_is_a_death_too() -> None:
@@ -204,7 +206,7 @@ def test_a_submit_that_raises_is_a_death_too() -> None:
             raise MemoryError("no room")
 
     loop = EngineLoop(lambda: Broken(StandIn()))
-    futures = [loop.submit(Request([1, 2])) for _ in range(3)]
+    futures = [loop.submit([(Request([1, 2]), None)])[0] for _ in range(3)]
     for future in futures:
         with pytest.raises(EngineDied, match="MemoryError: no room"):
             future.result(timeout=30)
@@ -224,7 +226,9 @@ def test_reports_add_up() -> None:
     assert all_in.wait(timeout=30)
     done = reports[-1]
     assert (done.rows, done.rows_error) == (5, 3)
-    assert done.completion_tokens == sum(v or 0 for v in out["completion_tokens"].to_pylist())
+    # Tokens count as they are made, those of a row that ends in an error too.
+    made = sum(v or 0 for v in out["completion_tokens"].to_pylist())
+    assert done.completion_tokens == made + len(expected(f"{REFUSED}!", 12))
     assert done.speedup_seconds / done.timed_seconds == 1.5
     assert done.spec_tokens / done.num_spec_steps == 2.0
 
@@ -232,7 +236,7 @@ def test_reports_add_up() -> None:
 def test_engine_protocol_is_what_the_real_engine_has() -> None:
     from admg.engine import Engine
 
-    for name in ("submit", "step", "has_work"):
+    for name in ("submit", "step", "has_work", "counters"):
         assert hasattr(Engine, name) and hasattr(EngineLike, name)
 
 

@@ -1,0 +1,229 @@
+"""An engine in a thread of its own, fed by several blocks at once."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from admg.request import Completion, Request
+from pipeline.attempts import Failure
+from pipeline.errors import DEADLINE
+from pipeline.factory import EngineLike
+from pipeline.progress import Counters
+from pipeline.quarantine import code_of, describe
+from pipeline.watchdog import Watched, overdue, watch
+
+Report = Callable[[Counters], None]
+_REPORT_SECONDS = 1.0
+
+
+class EngineDied(RuntimeError):
+    """The engine raised, or never came to be; the rows that it held are undone, not lost."""
+
+
+class Guard(Protocol):
+    """What an engine's death means to those around it."""
+
+    def watched(self, request: Request, ahead: int) -> Watched:
+        """How long this sequence may take, with so many that came with it or wait for a place."""
+
+    def alone(self, keys: Sequence[str] | None) -> None:
+        """From now on the engine holds only these sequences; None: whatever comes."""
+
+    def died(self, failure: Failure) -> None:
+        """The engine is dead. Where the process should leave, this does not return."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A sequence on its way, and how many may be in the engine with it at most (None: any)."""
+
+    request: Request
+    future: Future[Completion]
+    company: int | None
+
+
+class EngineLoop:
+    """Builds an engine in a thread, which torch wants for its settings, and keeps it busy.
+
+    Sequences are taken in as they come, one group after another: the next group waits until the
+    engine has a place for every sequence of the group before, so that none waits for ever behind
+    longer ones. Sequences that need small company go first, when the engine is empty, and the
+    others wait until they are through.
+
+    Args:
+        build: makes the engine.
+        report: called from the thread about once a second with what has been done so far.
+        guard: is told of the engine's death; None: the futures alone are.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[], EngineLike],
+        report: Report | None = None,
+        guard: Guard | None = None,
+        watch_seconds: float = 1.0,
+    ) -> None:
+        self._build, self._report, self._guard = build, report, guard
+        self._loaded: Future[None] = Future()
+        self._inbox: queue.SimpleQueue[list[Entry]] = queue.SimpleQueue()
+        self._groups: deque[list[Entry]] = deque()
+        self._apart: list[Entry] = []
+        self._in_company = True
+        self._running: dict[int, tuple[Entry, Watched]] = {}
+        self._counters = Counters()
+        self._death: EngineDied | None = None
+        self._lock = threading.Lock()
+        self._reported = self._moved = time.monotonic()
+        self._made: Any = None
+        threading.Thread(target=self._run, name="engine", daemon=True).start()
+        if guard is not None:
+            watch(self._check, watch_seconds)
+
+    def wait_loaded(self) -> None:
+        """Return when the engine is there.
+
+        Raises:
+            EngineDied: it could not be built.
+        """
+        self._loaded.result()
+
+    def submit(self, rows: Sequence[tuple[Request, int | None]]) -> list[Future[Completion]]:
+        """Queue sequences, each with its company.
+
+        The futures raise `EngineDied` when the engine does, also after it.
+        """
+        entries = [Entry(request, Future(), company) for request, company in rows]
+        with self._lock:
+            if self._death is None:
+                self._inbox.put(entries)
+            else:
+                for entry in entries:
+                    entry.future.set_exception(self._death)
+        return [entry.future for entry in entries]
+
+    def count_error_rows(self, rows: int) -> None:
+        """Count rows that never reach the engine, so that progress adds up."""
+        with self._lock:
+            self._counters = self._counters.plus_errors(rows)
+
+    def _run(self) -> None:
+        try:
+            engine = self._build()
+        except BaseException as error:
+            death = EngineDied(f"the model could not be loaded: {type(error).__name__}: {error}")
+            self._end(death)
+            self._loaded.set_exception(death)
+            return
+        self._loaded.set_result(None)
+        self._send_report(engine)
+        try:
+            while True:
+                self._take(engine)
+                if engine.has_work:
+                    for completion in engine.step():
+                        self._finish(completion)
+                self._note_movement(engine)
+                if time.monotonic() - self._reported >= _REPORT_SECONDS:
+                    self._send_report(engine)
+        except BaseException as error:  # whatever it was, rows must not wait for it for ever
+            if self._guard is not None:
+                keys = tuple(entry.request.key for entry, _ in self._running.values())
+                self._guard.died(Failure(code_of(error), describe(error), keys))
+            self._end(EngineDied(describe(error)))
+
+    def _take(self, engine: EngineLike) -> None:
+        """Move what may go into the engine; wait only when there is nothing else to do."""
+        nothing = self._in_company and not (engine.has_work or self._groups or self._apart)
+        while True:
+            try:
+                # The timeout lets an idle engine send its last counters.
+                group = self._inbox.get(nothing, _REPORT_SECONDS if nothing else None)
+            except queue.Empty:
+                break
+            nothing = False
+            self._apart += [e for e in group if e.company is not None]
+            self._groups.append([e for e in group if e.company is None])
+        if (self._apart or not self._in_company) and not engine.has_work:
+            self._next_company(engine)
+        while self._in_company and not self._apart and self._groups:
+            if engine.counters.num_waiting:
+                break
+            self._enter(engine, self._groups.popleft())
+
+    def _next_company(self, engine: EngineLike) -> None:
+        """The next sequences that go together and with no others, or the end of that."""
+        if not self._apart:
+            self._in_company = True
+            if self._guard is not None:
+                self._guard.alone(None)
+            return
+        self._in_company = False
+        self._apart.sort(key=lambda e: e.company or 0)
+        size = self._apart[0].company or 1
+        group = [e for e in self._apart[:size] if e.company == size]
+        self._apart = self._apart[len(group) :]
+        if self._guard is not None:
+            self._guard.alone([e.request.key for e in group])
+        self._enter(engine, group)
+
+    def _enter(self, engine: EngineLike, entries: list[Entry]) -> None:
+        self._moved = now = time.monotonic()
+        for entry in entries:
+            watched = Watched(entry.request.key, now)
+            if self._guard is not None:
+                watched = self._guard.watched(entry.request, len(entries) - 1)
+            # Known to `died` before the engine sees it: a submit that raises must not lose it.
+            self._running[-1] = (entry, watched)
+            handle = engine.submit(entry.request)
+            self._running[handle] = self._running.pop(-1)
+
+    def _finish(self, completion: Completion) -> None:
+        with self._lock:
+            self._counters = self._counters.plus(completion)
+        self._moved = time.monotonic()
+        self._running.pop(completion.handle)[0].future.set_result(completion)
+
+    def _note_movement(self, engine: EngineLike) -> None:
+        made = engine.counters
+        if made != self._made:
+            self._made, self._moved = made, time.monotonic()
+
+    def _check(self) -> bool:
+        """The watchdog's question; whether it should be asked again."""
+        if self._death is not None:
+            return False
+        watched = [row for _, row in list(self._running.values())]
+        late = overdue(watched, self._moved, time.monotonic())
+        if late and self._guard is not None:
+            words = "the engine stands still" if len(late) == len(watched) else "it does not end"
+            seconds = max(row.seconds for row in watched if row.key in late)
+            message = f"not done after its {seconds:.0f} seconds: {words}"
+            self._guard.died(Failure(DEADLINE, message, late))
+        return True
+
+    def _send_report(self, engine: EngineLike) -> None:
+        self._reported = time.monotonic()
+        if self._report is None:
+            return
+        made = engine.counters
+        # The engine counts the tokens of rows that are not finished yet too.
+        tokens = max(self._counters.completion_tokens, made.completion_tokens)
+        self._report(replace(self._counters, completion_tokens=tokens))
+
+    def _end(self, death: EngineDied) -> None:
+        with self._lock:
+            self._death = death
+        waiting = [entry for entry, _ in self._running.values()]
+        while not self._inbox.empty():
+            self._groups.append(self._inbox.get())
+        for group in (*self._groups, self._apart):
+            waiting += group
+        for entry in waiting:
+            entry.future.set_exception(death)

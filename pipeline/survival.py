@@ -1,0 +1,136 @@
+"""How an actor outlives its engine: the record, the guard, and loading that is tried again.
+
+An engine that dies takes its process with it, at once and by `os._exit`: Ray then restarts the
+actor and runs its blocks again, which it does not after an exception or `exit_actor()`. The actor's
+record of attempts (`attempts`) tells the new process what has happened.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+from admg.request import Request
+from pipeline.attempts import AttemptRecord, Deaths, Failure
+from pipeline.engine_loop import EngineDied, EngineLoop
+from pipeline.quarantine import Rules
+from pipeline.storage import Store
+from pipeline.watchdog import Watched
+
+# Loads in one process, and processes in a row without an engine, before an actor gives up.
+_TRIES = 2
+_PROCESSES = 3
+_PAUSE_SECONDS = 1.0
+_PARK_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Safety:
+    """What an actor needs to survive its engine: a small value, sent to each of them.
+
+    `earlier` gives the deaths that earlier runs saw; `others_work` says whether another actor of
+    this run has loaded its model.
+    """
+
+    store: Store
+    run: str
+    rules: Rules
+    earlier: Callable[[], Mapping[str, Deaths]] = dict
+    others_work: Callable[[], bool] = bool
+
+    def record(self, actor: str) -> AttemptRecord:
+        """The record of this actor, its predecessors' deaths charged.
+
+        Raises:
+            EngineDied: process after process has died before it had an engine.
+        """
+        record = AttemptRecord(self.store, f"{self.run}-{actor}", self.earlier())
+        if record.loads > _PROCESSES:
+            raise EngineDied(
+                "the model could not be loaded: the process that loads it died "
+                f"{_PROCESSES} times in a row"
+            )
+        return record
+
+
+@dataclass(frozen=True, slots=True)
+class ActorGuard:
+    """The engine's death is the process's; the record gets the last word."""
+
+    record: AttemptRecord
+    rules: Rules
+
+    def watched(self, request: Request, ahead: int) -> Watched:
+        """The row's deadline, from now."""
+        tokens = len(request.prompt_token_ids) + request.sampling.max_tokens
+        turns = 1 + -(-ahead // self.rules.max_num_seqs)
+        return Watched(request.key, time.monotonic(), self.rules.deadline(tokens), turns)
+
+    def alone(self, keys: Sequence[str] | None) -> None:
+        """Put it on record before it is so."""
+        self.record.alone(keys)
+
+    def died(self, failure: Failure) -> NoReturn:
+        """Leave."""
+        try:
+            self.record.died(failure)
+        finally:
+            leave(failure.message)
+
+
+def leave(why: str) -> NoReturn:
+    """End this process now, whatever its other threads do; Ray's log of the worker says why."""
+    try:
+        sys.stderr.write(f"leaving: {why}\n")
+        sys.stderr.flush()
+    finally:
+        os._exit(1)
+
+
+def load(
+    new_loop: Callable[[], EngineLoop],
+    restarted: bool = False,
+    processes: int = 1,
+    others_work: Callable[[], bool] = bool,
+) -> EngineLoop:
+    """A loop with its engine. A load that fails is tried again.
+
+    An actor that was restarted has blocks that nobody else can take over, so it leaves, and may
+    come back on another machine. A new actor has none: while others work, it keeps out of their
+    way and tries again now and then. `processes` counts those of this actor in a row that have not
+    come to have an engine.
+
+    Raises:
+        EngineDied: no load has worked and none is likely to.
+    """
+    tries = 0
+    while True:
+        tries += 1
+        loop = new_loop()
+        try:
+            loop.wait_loaded()
+            return loop
+        except EngineDied as death:
+            pause = _PAUSE_SECONDS
+            if tries >= _TRIES:
+                if restarted and processes < _PROCESSES:
+                    leave(str(death))
+                if restarted or not others_work():
+                    raise
+                pause = _PARK_SECONDS
+        time.sleep(pause)
+
+
+def identity() -> tuple[str, bool]:
+    """This actor's id, which stays when it is restarted, and whether it was."""
+    import ray
+
+    if not ray.is_initialized():
+        return str(os.getpid()), False
+    context = ray.get_runtime_context()
+    actor = context.get_actor_id()
+    return actor or str(os.getpid()), bool(actor and context.was_current_actor_reconstructed)

@@ -1,0 +1,40 @@
+"""Fault 10: the model does not load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import PipelineError
+from pipeline.run import run
+from tests.pipeline.faults.faulty import FaultyStandIn, times
+from tests.pipeline.faults.oracle import check_output, config_of, prompts
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+@pytest.mark.parametrize("fault", ["loads", "load_deaths"])
+def test_fault_10_a_first_load_that_fails_is_tried_again(tmp_path: Path, fault: str) -> None:
+    table = prompts(12)
+    config = config_of(tmp_path, table)
+    run(config, engine_factory=FaultyStandIn(folder=str(tmp_path), **{fault: 1}))
+    check_output(config, table)
+    assert times(tmp_path, "build") == 2
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("loads", "the model could not be loaded: OSError: the stand-in's weights are not there"),
+        ("load_deaths", "could not be loaded: the process that loads it died 3 times in a row"),
+    ],
+)
+def test_fault_10_a_model_that_never_loads_ends_the_run_with_one_sentence(
+    tmp_path: Path, fault: str, words: str
+) -> None:
+    config = config_of(tmp_path, prompts(12))
+    with pytest.raises(PipelineError) as caught:
+        run(config, engine_factory=FaultyStandIn(folder=str(tmp_path), **{fault: 99}))
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert times(tmp_path, "build") <= 8

@@ -15,6 +15,9 @@ PROMPT_TOO_LONG = "prompt_too_long"
 INVALID_UNICODE = "invalid_unicode"
 BAD_PARAMETER = "bad_parameter"
 MODEL_OUTPUT_INVALID = "model_output_invalid"
+OUT_OF_MEMORY = "out_of_memory"
+DEADLINE = "deadline"
+CRASHED = "crashed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,3 +34,11 @@ class PipelineError(RuntimeError):
 
 class StorageError(PipelineError):
     """Storage failed for longer than a run has patience."""
+
+
+class Locked(PipelineError):
+    """Another run holds this output's lease. Nothing was begun."""
+
+
+class Fenced(PipelineError):
+    """This run, or this part of it, must not write any more: the output has another owner."""

@@ -72,8 +72,9 @@ def _run(ctx: click.Context, settings: RunConfig) -> RunReport:
     from jobs.console import Console
     from jobs.demo_model import DemoModelError, demo_model
     from jobs.report import print_summary, read_output
+    from pipeline.signals import sigterm_interrupts
 
-    with Console() as console:
+    with Console() as console, sigterm_interrupts():
         try:
             if settings.model == "demo":
                 settings = replace(settings, model=str(demo_model()))

@@ -21,7 +21,7 @@ Exit codes:
   2    a mistake in the command, the job file or the input; nothing was started
   3    finished, and some rows are error rows
   4    ended early; the same command goes on from what is committed
-  130  interrupted; the same command goes on from what is committed
+  130  interrupted (Ctrl-C or SIGTERM); the same command goes on from what is committed
 """
 
 _VERBOSE = "jobs.verbose"

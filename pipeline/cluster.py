@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,10 +38,11 @@ def connected(actors: int) -> Iterator[Cluster]:
     with _quiet():
         local = not ray.is_initialized() and not os.environ.get("RAY_ADDRESS")
         started = not ray.is_initialized()
-        if local:
-            _start(max(4, os.cpu_count() or 1, actors + 3))
-        elif started:
-            ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        with _same_sigterm():
+            if local:
+                _start(max(4, os.cpu_count() or 1, actors + 3))
+            elif started:
+                ray.init(log_to_driver=False, logging_level=logging.ERROR)
         try:
             resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
             yield Cluster(resources.get("CPU", 0.0), resources.get("GPU", 0.0), local)
@@ -48,10 +51,23 @@ def connected(actors: int) -> Iterator[Cluster]:
                 ray.shutdown()
 
 
+@contextmanager
+def _same_sigterm() -> Iterator[None]:
+    """Keep Ray from putting a handler of its own in the place of this process's."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
 def _start(cpus: int) -> None:
     # Ray's native code warns about every actor pool, and, told not to, says that it was told so
     # while it starts: hence the level, and no standard error for that moment.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # Ray's own choice, 15, would leave Decode what other programs of this machine leave over.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     with open(os.devnull, "w") as nowhere:
         standard_error = os.dup(2)
         os.dup2(nowhere.fileno(), 2)

@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray.data import ActorPoolStrategy, Dataset
 
-from pipeline.attempts import Deaths, clear, fold
+from pipeline.attempts import Deaths, clear, fold, note_stop
 from pipeline.cluster import Cluster, connected, data_context
 from pipeline.config import RunConfig
 from pipeline.decode import Decode
@@ -97,6 +97,9 @@ def decode(
         try:
             with Watch(board, tracker, reused):
                 dataset.write_datasink(sink, ray_remote_args={"num_cpus": _LIGHT})
+        except KeyboardInterrupt:
+            note_stop(job.store, safety.run)
+            raise
         except Exception as error:
             raise PipelineError(
                 f"the run stopped: {reason_of(error)}. What is committed stays; run the same "

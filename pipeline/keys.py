@@ -1,4 +1,4 @@
-"""128-bit keys of rows and ids, and sorted sets of them.
+"""128-bit keys of rows, and sorted sets of keys (those of ids are in `key_columns`).
 
 The row key names a row's content: id, prompt and per-row parameters. It says what is committed,
 names files and is the key of the row's noise, so it must never depend on order, shard, block or
@@ -22,11 +22,6 @@ Keys = npt.NDArray[np.uint64]
 def _id_bytes(row_id: int | str) -> bytes:
     # The type is part of the key: 7 and "7" are different ids.
     return b"i%d" % row_id if isinstance(row_id, int) else b"s" + row_id.encode()
-
-
-def id_key(row_id: int | str) -> bytes:
-    """The key of an id alone."""
-    return hashlib.blake2b(_id_bytes(row_id), digest_size=KEY_BYTES, person=b"admg-id").digest()
 
 
 def row_key(row_id: int | str, prompt: str | None, parameters: str = "") -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -18,6 +19,7 @@ from pipeline.summary import Summary
 MANIFEST = f"{STATE}/manifest.json"
 RUN = f"{STATE}/run.json"
 SUCCESS = "_SUCCESS"
+_log = logging.getLogger(__name__)
 _FORMAT = 1
 _PACKAGES = ("admg-batch", "ray", "pyarrow", "torch", "transformers")
 
@@ -33,6 +35,22 @@ def read_manifest(output: str) -> dict[str, Any]:
         raise ValueError(f"output is {output!r}: it must be a finished run's, with a {MANIFEST}")
     manifest: dict[str, Any] = json.loads(store.read(MANIFEST))
     return manifest
+
+
+def warn_of_lost_files(store: Store, ledger: Ledger) -> None:
+    """Say so where files are gone that an earlier run has finished with; their rows come again."""
+    if not store.exists(MANIFEST):
+        return
+    there = {file.name for file in ledger.files}
+    lost = [f["name"] for f in read_manifest(store.uri)["files"] if f["name"] not in there]
+    if lost:
+        _log.warning(
+            "output is %r: %d files that its manifest names are gone, %s for one; rows that no "
+            "other file holds are decoded again",
+            store.uri,
+            len(lost),
+            lost[0],
+        )
 
 
 def write_run(store: Store, config: RunConfig, fingerprint: Fingerprint, started: str) -> None:
@@ -64,7 +82,7 @@ def write_manifest(
             "format": _FORMAT,
             "fingerprint": fingerprint.digest,
             "fields": dict(fingerprint.fields),
-            "files": [{"name": f.name, "rows": len(f.keys)} for f in ledger.files],
+            "files": [{"name": f.name, "rows": f.rows} for f in ledger.files],
             "totals": summary.totals(),
             "errors_by_code": summary.errors_by_code,
             "statistics": summary.statistics(),

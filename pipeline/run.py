@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-
-import numpy as np
 
 from pipeline.config import RunConfig
 from pipeline.dataflow import decode
-from pipeline.errors import PipelineError
 from pipeline.factory import EngineFactory, ModelFactory
+from pipeline.finish import finish
 from pipeline.job import Job, check_job
-from pipeline.ledger import (
-    Ledger,
-    over_files,
-    read_columns,
-    read_ledger,
-    remove_repeated_rows,
-)
-from pipeline.manifest import MANIFEST, SUCCESS, write_manifest, write_run
+from pipeline.lease import Lease, LeaseTimes, hold
+from pipeline.ledger import Ledger, check_same_job, common_schema, read_ledger
+from pipeline.manifest import SUCCESS, warn_of_lost_files, write_run
 from pipeline.progress import Progress, Tracker, ratio
 from pipeline.sink import CommittedFile
 from pipeline.source import ScannedChunk
-from pipeline.summary import COLUMNS, Summary
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +48,7 @@ def run(
     *,
     on_progress: Callable[[Progress], None] | None = None,
     engine_factory: EngineFactory | None = None,
+    lease_times: LeaseTimes | None = None,
 ) -> RunReport:
     """Decode every input row that the output does not hold yet.
 
@@ -63,6 +56,7 @@ def run(
 
     Raises:
         ValueError: a user's mistake, before any model is loaded.
+        Locked: another run works on the output.
         PipelineError: the run ended early; what is committed stays.
         KeyboardInterrupt: passed through; what is committed stays.
     """
@@ -71,26 +65,46 @@ def run(
     tracker.phase("checking")
     job = check_job(config, engine_factory or ModelFactory.of(config))
     scanned = job.source.scan(config)
+    with hold(job.store, lease_times) as lease:
+        return _run(replace(job, store=lease.store), scanned, lease, tracker, started)
+
+
+def _run(
+    job: Job, scanned: Sequence[ScannedChunk], lease: Lease, tracker: Tracker, started: str
+) -> RunReport:
+    config = job.config
+    check_same_job(job.store, job.fingerprint)  # again: another run may have come in between
     ledger = read_ledger(job.store, config.id_column)
-    pending = _pending(job, scanned, ledger)
+    job = replace(job, schema=common_schema(job.store, ledger, job.schema))
+    warn_of_lost_files(job.store, ledger)
+    done = ledger.only_ok() if config.retry_failed else ledger
+    pending = _pending(job, scanned, ledger, done)
     total = sum(s.chunk.rows for s in scanned)
-    reused = total - sum(rows for _, rows in pending)
-    tracker.phase("starting", rows_total=total, rows_done=reused)
-    job.store.prepare()
+    todo = sum(rows for _, rows in pending)
+    tracker.phase("starting", rows_total=total, rows_done=total - todo)
     files: Sequence[CommittedFile] = ()
     if pending:
         # What follows makes the output incomplete again, whatever an earlier run has said.
         job.store.delete(SUCCESS)
         write_run(job.store, config, job.fingerprint, started)
-        files = decode(job, [s.chunk for s, _ in pending], ledger, tracker, reused)
+        files = decode(job, [s.chunk for s, _ in pending], done, tracker, total - todo)
     speed = ratio(sum(f.completion_tokens for f in files), tracker.decoding_seconds) or 0.0
     tracker.phase("finishing", rows_done=total)
-    summary = _finish(job, scanned, started, reused, speed)
+    facts = {
+        "started": started,
+        "input": list(config.input),
+        "rows_input": total,
+        "rows_reused": total - todo,
+        "rows_decoded": todo,
+        "tokens_per_second": speed,
+        "config": {"actors": config.actors, "rows_per_block": config.rows_per_block},
+    }
+    summary = finish(job, scanned, lease, facts)
     return RunReport(
         rows_total=total,
         rows_ok=summary.rows - summary.rows_error,
         rows_error=summary.rows_error,
-        rows_reused=reused,
+        rows_reused=total - todo,
         prompt_tokens=summary.prompt_tokens,
         completion_tokens=summary.completion_tokens,
         seconds=tracker.seconds,
@@ -102,69 +116,28 @@ def run(
 
 
 def _pending(
-    job: Job, scanned: Sequence[ScannedChunk], ledger: Ledger
+    job: Job, scanned: Sequence[ScannedChunk], ledger: Ledger, done: Ledger
 ) -> list[tuple[ScannedChunk, int]]:
     """The chunks that hold rows to decode, with their number.
 
     Raises:
-        ValueError: an id whose prompt is another one than when it was committed.
+        ValueError: an id whose prompt is another one than when it was committed, unless such rows
+            are to be decoded again. Their old rows stay until the new ones are committed.
     """
-    keys, ids = ledger.keys(), ledger.ids()
+    finished, keys, ids = done.keys(), ledger.keys(), ledger.ids()
     pending = []
     for part in scanned:
-        new = ~keys.contains(part.keys)
-        changed = new & ids.contains(part.ids)
-        if changed.any():
+        new = ~finished.contains(part.keys)
+        changed = ~keys.contains(part.keys) & ids.contains(part.ids)
+        if changed.any() and job.config.on_changed == "refuse":
             raise ValueError(
                 f"{int(changed.sum())} rows of {part.chunk.shard.path} have an id that output "
-                f"{job.config.output!r} holds with another prompt: choose another output, or give "
-                "changed rows new ids"
+                f"{job.config.output!r} holds with another prompt: choose another output, give "
+                "changed rows new ids, or decode them again with on_changed recompute"
             )
         if new.any():
             pending.append((part, int(new.sum())))
     return pending
-
-
-def _finish(
-    job: Job, scanned: Sequence[ScannedChunk], started: str, reused: int, speed: float
-) -> Summary:
-    """Compare the ids of input and output, write the manifest, and `_SUCCESS` last.
-
-    Raises:
-        PipelineError: input rows are missing in the output.
-    """
-    ledger = read_ledger(job.store, job.config.id_column)
-    if remove_repeated_rows(job.store, job.fingerprint, ledger):
-        ledger = read_ledger(job.store, job.config.id_column)
-    committed = ledger.ids()
-    missing = sum(int(np.count_nonzero(~committed.contains(s.ids))) for s in scanned)
-    if missing:
-        raise PipelineError(
-            f"{missing} rows of the input are not in output {job.config.output!r}: run the same "
-            "command again to decode them"
-        )
-    total = sum(s.chunk.rows for s in scanned)
-    summary = Summary.total(
-        over_files(
-            lambda name: Summary.of(read_columns(job.store, name, COLUMNS)),
-            [f.name for f in ledger.files],
-        )
-    )
-    if total == reused and job.store.exists(SUCCESS) and job.store.exists(MANIFEST):
-        return summary  # nothing was done: the manifest of the run that did it stays
-    run_facts = {
-        "started": started,
-        "ended": _now(),
-        "input": list(job.config.input),
-        "rows_input": total,
-        "rows_reused": reused,
-        "rows_not_in_input": ledger.rows - total,
-        "tokens_per_second": speed,
-        "config": {"actors": job.config.actors, "rows_per_block": job.config.rows_per_block},
-    }
-    write_manifest(job.store, job.fingerprint, ledger, summary, run_facts)
-    job.store.write(SUCCESS, b"")
-    return summary
 
 
 def _now() -> str:

@@ -1,42 +1,35 @@
 """Writing results: one block, one file, one commit.
 
-The file is the commit record. Its name derives from the fingerprint and its row keys, so a task
-that Ray runs twice writes the same file twice; it appears whole or not at all (`storage`).
+The file is the commit record. Its name derives from the fingerprint, the run's fence and its row
+keys, so a task that Ray runs twice writes the same file twice; it appears whole or not at all
+(`storage`).
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import pyarrow.types as pt
 from ray.data import Datasink
 from ray.data.block import Block, BlockAccessor
 
 from pipeline.fingerprint import Fingerprint
-from pipeline.schema import ROW_KEY
+from pipeline.key_columns import stored_keys
+from pipeline.names import FileName
+from pipeline.schema import COMPLETION, ROW_KEY
 from pipeline.storage import Store
 
-PREFIX = "part-"
-SUFFIX = ".parquet"
 FINGERPRINT_KEY = b"admg.fingerprint"
-_DIGEST_CHARS = 12
-
-
-def file_name(fingerprint: Fingerprint, keys: Iterable[bytes]) -> str:
-    """The name of the file that holds exactly these rows."""
-    content = hashlib.blake2b(b"".join(sorted(keys)), digest_size=16).hexdigest()
-    return f"{PREFIX}{fingerprint.digest[:_DIGEST_CHARS]}-{content}{SUFFIX}"
-
-
-def digest_of(name: str) -> str:
-    """The fingerprint's part of a file name; "" for a file that is not ours."""
-    parts = name.removesuffix(SUFFIX).split("-")
-    ours = len(parts) == 3 and f"{parts[0]}-" == PREFIX and len(parts[1]) == _DIGEST_CHARS
-    return parts[1] if ours else ""
+# Few different numbers in long lists: always worth a dictionary. Parquet's names of list members.
+_NESTED = (
+    "drafter_tokens.list.element.source",
+    "dropped_attention_layers.list.element",
+    "acceptance_histogram.list.element",
+)
 
 
 def encode(table: pa.Table, fingerprint: Fingerprint) -> pa.Buffer:
@@ -44,8 +37,27 @@ def encode(table: pa.Table, fingerprint: Fingerprint) -> pa.Buffer:
     table = table.sort_by(table.schema.names[0])
     table = table.replace_schema_metadata({FINGERPRINT_KEY: fingerprint.to_json().encode()})
     out = pa.BufferOutputStream()
-    pq.write_table(table, out, compression="zstd", write_page_index=True)
+    pq.write_table(
+        table,
+        out,
+        compression="zstd",
+        write_page_index=True,
+        use_dictionary=[*_repetitive(table), *_NESTED],
+    )
     return out.getvalue()
+
+
+def _repetitive(table: pa.Table) -> list[str]:
+    """The flat columns in which a value comes twice on average: a dictionary makes them smaller."""
+    unique = (table.schema.names[0], ROW_KEY, COMPLETION)
+    return [
+        field.name
+        for field in table.schema
+        if field.name not in unique
+        and not pt.is_nested(field.type)
+        and not pt.is_dictionary(field.type)
+        and 2 * pc.count_distinct(table[field.name]).as_py() <= table.num_rows
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +69,15 @@ class CommittedFile:
     completion_tokens: int
 
 
-def commit(store: Store, fingerprint: Fingerprint, table: pa.Table) -> CommittedFile:
-    """Write one file of the output."""
-    name = file_name(fingerprint, table[ROW_KEY].to_pylist())
+def commit(
+    store: Store, fingerprint: Fingerprint, table: pa.Table, merged: bool = False
+) -> CommittedFile:
+    """Write one file of the output.
+
+    Raises:
+        Fenced: the output has another owner by now, or the run is past decoding.
+    """
+    name = str(FileName.of(fingerprint, stored_keys(table[ROW_KEY]), store.fence, merged))
     store.write(name, encode(table, fingerprint))
     return CommittedFile(name, table.num_rows, pc.sum(table["completion_tokens"]).as_py() or 0)
 

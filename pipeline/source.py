@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.types as pt
 
 from pipeline.config import RunConfig
-from pipeline.keys import Keys, KeySet, as_keys, id_key
+from pipeline.key_columns import id_keys
+from pipeline.keys import Keys, KeySet, as_keys
 from pipeline.prompts import NOT_UNICODE
 from pipeline.shards import Shard, find_shards
 from pipeline.stages import prepare_rows, values_of
@@ -207,7 +208,7 @@ def _unified(name: str, fields: Sequence[pa.Field], shards: Sequence[Shard]) -> 
 
 def _scan_chunk(chunk: Chunk, schema: pa.Schema, config: RunConfig) -> ScannedChunk:
     name = config.id_column
-    ids: list[bytes] = []
+    ids: list[Keys] = []
     keys: list[bytes] = []
     for table in chunk.read(schema):
         values = values_of(table[name])
@@ -218,9 +219,10 @@ def _scan_chunk(chunk: Chunk, schema: pa.Schema, config: RunConfig) -> ScannedCh
                 f"the id column {name!r} has {problem} in {chunk.shard.path}: "
                 "every row needs an id of its own"
             )
-        ids += [id_key(v) for v in values]
+        ids.append(id_keys(table[name]))
         keys += prepare_rows(table, name, config.prompt).keys
-    return ScannedChunk(chunk, as_keys(ids), as_keys(keys))
+    none = np.empty((0, 2), np.uint64)
+    return ScannedChunk(chunk, np.concatenate([none, *ids]), as_keys(keys))
 
 
 def _describe_repeated(

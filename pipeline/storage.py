@@ -2,23 +2,37 @@
 
 On a local disk or HDFS a file is written aside, made durable and renamed; an object store shows
 an object only when its one PUT has ended. Everything of ours that is no result lies in `_admg/`.
+
+Writers of one run share a room, a folder below `_admg/tmp`. Whoever takes an output over renames
+the rooms of everybody else away, in one step, after which nothing can be committed from there. An
+object store has no such step: there a writer looks, before its PUT, whether it has been shut out;
+a writer that sleeps between the two may still commit, and reconciliation then removes its copies.
 """
 
 from __future__ import annotations
 
 import os
 import uuid
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 from pyarrow import fs
 
+from pipeline.errors import Fenced
+from pipeline.retry import PATIENCE, Patience
+
 STATE = "_admg"
 TEMPORARY = f"{STATE}/tmp"
+LEASES = f"{STATE}/lease"
+SEALED = ".sealed"
 
 _RENAMES = ("local", "hdfs")
+
+T = TypeVar("T")
 
 
 @lru_cache(maxsize=64)
@@ -45,9 +59,18 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """A folder, by URI. Small to pickle: each process resolves it for itself."""
+    """A folder, by URI. Small to pickle: each process resolves it for itself.
+
+    Every access is tried again while that may help and `patience` lasts; then it raises
+    `StorageError`, and what cannot pass (a missing file, a forbidden one) its own `OSError`.
+    `fence` is the number of the run that writes (see `lease`), `room` tells its writers apart that
+    can be shut out on their own.
+    """
 
     uri: str
+    fence: int = 0
+    room: str = ""
+    patience: Patience = PATIENCE
 
     @property
     def filesystem(self) -> fs.FileSystem:
@@ -66,45 +89,123 @@ class Store:
     def names(self, suffix: str, folder: str = "") -> list[str]:
         """The names of the files that lie directly in the folder (or a folder in it), sorted."""
         base = self.path(folder) if folder else self.root
-        found = self.filesystem.get_file_info(fs.FileSelector(base, allow_not_found=True))
+        selector = fs.FileSelector(base, allow_not_found=True)
+        found = self.trying(f"listing {base}", lambda: self.filesystem.get_file_info(selector))
         return sorted(f.base_name for f in found if f.is_file and f.base_name.endswith(suffix))
 
     def exists(self, name: str) -> bool:
         """Whether there is a file of this name."""
-        return bool(self.filesystem.get_file_info(self.path(name)).is_file)
+        path = self.path(name)
+        info = self.trying(f"looking for {path}", lambda: self.filesystem.get_file_info(path))
+        return bool(info.is_file)
 
     def read(self, name: str) -> bytes:
         """The bytes of a file."""
-        with self.filesystem.open_input_file(self.path(name)) as stream:
-            return bytes(stream.read())
+
+        def whole() -> bytes:
+            with self.filesystem.open_input_file(self.path(name)) as stream:
+                return bytes(stream.read())
+
+        return self.trying(f"reading {self.path(name)}", whole)
+
+    def trying(self, what: str, action: Callable[[], T]) -> T:
+        """What `action` returns, tried again as long as that may help."""
+        return self.patience.run(what, action)
 
     def delete(self, name: str) -> None:
         """Remove a file; one that is gone already is no error."""
+        path = self.path(name)
         try:
-            self.filesystem.delete_file(self.path(name))
+            self.trying(f"deleting {path}", lambda: self.filesystem.delete_file(path))
         except FileNotFoundError:
             return
 
+    @property
+    def renames(self) -> bool:
+        """Whether a file appears here by a rename, and not by one PUT."""
+        return self.filesystem.type_name in _RENAMES
+
+    @property
+    def aside(self) -> str:
+        """The folder in which this store's writers begin their files."""
+        return f"{TEMPORARY}/{self.fence:08d}{self.room}"
+
     def prepare(self) -> None:
-        """Make the folder where there are folders, and remove what dead writers left aside."""
-        if self.filesystem.type_name in _RENAMES:
-            self.filesystem.create_dir(self.path(TEMPORARY), recursive=True)
-        for name in self.names("", TEMPORARY):
-            self.delete(f"{TEMPORARY}/{name}")
+        """Shut out every other writer and make a room of one's own.
+
+        Only whoever holds the lease may call this.
+        """
+        if self.renames:
+            self._empty_rooms(keep=self.path(self.aside))
+            self.filesystem.create_dir(self.path(self.aside), recursive=True)
+
+    def seal(self) -> Store:
+        """Shut out this run's own workers; what comes back writes what ends the run."""
+        self.shut()
+        last = replace(self, room="-end")
+        last.prepare()
+        return last
+
+    def shut(self) -> None:
+        """Let nobody commit here any more: neither this run's workers nor any other's."""
+        if self.renames:
+            self._empty_rooms(keep="")
+        elif self.fence:
+            _put(self.filesystem, self.path(f"{LEASES}/{self.fence:08d}{SEALED}"), b"")
+
+    def _empty_rooms(self, keep: str) -> None:
+        rooms = fs.FileSelector(self.path(TEMPORARY), allow_not_found=True)
+        for found in self.filesystem.get_file_info(rooms):
+            number = found.base_name[:8]
+            later = number.isdigit() and int(number) > self.fence
+            if found.is_file:
+                self.delete(f"{TEMPORARY}/{found.base_name}")
+            elif found.path != keep and not later:  # this run may have been taken over meanwhile
+                # Renamed first: deleting takes a while, in which files could still be committed.
+                dead = self.path(f"{TEMPORARY}/dead-{uuid.uuid4().hex}")
+                self.filesystem.move(found.path, dead)
+                self.filesystem.delete_dir(dead)
 
     def write(self, name: str, data: bytes | pa.Buffer) -> None:
-        """Write a file so that readers see all of it or nothing, under power loss too (local)."""
+        """Write a file so that readers see all of it or nothing, under power loss too (local).
+
+        Raises:
+            Fenced: another run has taken this output over, or this one is past decoding.
+        """
+        self.trying(f"writing {self.path(name)}", lambda: self.write_once(name, data))
+
+    def write_once(self, name: str, data: bytes | pa.Buffer) -> None:
+        """One attempt of `write`."""
         kind = self.filesystem.type_name
-        aside = self.path(f"{TEMPORARY}/{uuid.uuid4().hex}")
-        if kind == "local":
-            _write_durably(aside, data)
-            os.replace(aside, self.path(name))
-            _sync_folder(os.path.dirname(self.path(name)))
-        elif kind == "hdfs":
-            _put(self.filesystem, aside, data)
-            self.filesystem.move(aside, self.path(name))
-        else:
+        aside = self.path(f"{self.aside}/{uuid.uuid4().hex}")
+        if kind not in _RENAMES:
+            self._refuse_if_fenced()
             _put(self.filesystem, self.path(name), data)
+            return
+        try:
+            if kind == "local":
+                _write_durably(aside, data)
+                os.replace(aside, self.path(name))
+                _sync_folder(os.path.dirname(self.path(name)))
+            else:
+                _put(self.filesystem, aside, data)
+                self.filesystem.move(aside, self.path(name))
+        except FileNotFoundError as error:
+            raise self._fenced() from error
+
+    def _refuse_if_fenced(self) -> None:
+        if not self.fence:
+            return
+        leases = self.names("", LEASES)
+        sealed = not self.room and f"{self.fence:08d}{SEALED}" in leases
+        if sealed or any(int(n[:8]) > self.fence for n in leases if n[:8].isdigit()):
+            raise self._fenced()
+
+    def _fenced(self) -> Fenced:
+        return Fenced(
+            f"output {self.uri!r} is no longer this run's to write to: another run has taken it "
+            "over, this one has ended, or the folder was removed"
+        )
 
 
 def _put(filesystem: fs.FileSystem, path: str, data: bytes | pa.Buffer) -> None:

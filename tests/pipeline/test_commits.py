@@ -14,11 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.fingerprint import Fingerprint
-from pipeline.keys import as_keys, id_key, row_key
-from pipeline.ledger import check_same_job, read_ledger, remove_repeated_rows
+from pipeline.key_columns import id_keys
+from pipeline.keys import as_keys, row_key
+from pipeline.ledger import check_same_job, common_schema, read_ledger
 from pipeline.manifest import read_manifest
+from pipeline.names import FileName
 from pipeline.schema import RowResult, output_schema, result_columns
-from pipeline.sink import ResultSink, commit, digest_of, encode, file_name
+from pipeline.sink import ResultSink, commit, encode
 from pipeline.storage import Store, resolve
 
 PRINT = Fingerprint({"model": "m", "sampling.seed": 0})
@@ -33,12 +35,12 @@ def results(*ids: str) -> pa.Table:
     return pa.table(columns).select(SCHEMA.names).cast(SCHEMA)
 
 
-class FullDisk(io.FileIO):
-    """A file that takes ten bytes."""
+class BrokenDisk(io.FileIO):
+    """A file that takes ten bytes, then fails for good."""
 
     def write(self, data: Any) -> int:
         super().write(bytes(data)[:10])
-        raise OSError(errno.ENOSPC, "no space left on device")
+        raise OSError(errno.EIO, "input/output error")
 
 
 @pytest.fixture
@@ -48,14 +50,17 @@ def store(tmp_path: Path) -> Store:
     return store
 
 
-def test_names_depend_on_rows_and_fingerprint_alone() -> None:
-    keys = [row_key(i, "p") for i in range(5)]
-    name = file_name(PRINT, keys)
-    assert file_name(PRINT, reversed(keys)) == name
-    assert file_name(PRINT, keys[1:]) != name
-    assert file_name(Fingerprint({"model": "n"}), keys) != name
-    assert digest_of(name) == PRINT.digest[:12]
-    assert digest_of("other.parquet") == digest_of("part-0-1.parquet") == ""
+def test_names_depend_on_rows_fingerprint_and_run_alone() -> None:
+    keys = as_keys([row_key(i, "p") for i in range(5)])
+    name = FileName.of(PRINT, keys, 7)
+    assert FileName.of(PRINT, keys[::-1], 7) == name
+    assert FileName.of(PRINT, keys[1:], 7) != name
+    assert FileName.of(Fingerprint({"model": "n"}), keys, 7) != name
+    assert FileName.parse(str(name)) == name
+    assert str(name).startswith(f"part-{PRINT.digest[:12]}-00000007-")
+    merged = FileName.of(PRINT, keys, 7, merged=True)
+    assert FileName.of(PRINT, keys, 8) > merged > name
+    assert FileName.parse("other.parquet") is FileName.parse("part-0-1.parquet") is None
 
 
 def test_a_task_that_runs_twice_leaves_one_file(store: Store) -> None:
@@ -84,7 +89,7 @@ def test_a_crash_inside_a_commit_leaves_nothing_to_see(
         if point in ("fsync", "replace"):
             patch.setattr(os, point, crash)
         else:
-            broken = {"open": crash, "write": FullDisk}
+            broken = {"open": crash, "write": BrokenDisk}
             patch.setattr("pipeline.storage.open", broken[point], raising=False)
         with pytest.raises(OSError):
             commit(store, PRINT, results("a"))
@@ -121,10 +126,10 @@ def test_uris_and_paths_lead_to_the_same_folder(tmp_path: Path) -> None:
 def test_the_ledger_is_what_the_files_hold(store: Store) -> None:
     files = [commit(store, PRINT, results("a", "b")), commit(store, PRINT, results("c"))]
     ledger = read_ledger(store, "id")
-    assert {f.name: len(f.keys) for f in ledger.files} == {f.name: f.rows for f in files}
+    assert {f.name: f.rows for f in ledger.files} == {f.name: f.rows for f in files}
     asked = as_keys([row_key(i, "p") for i in "abcd"])
     assert ledger.keys().contains(asked).tolist() == [True, True, True, False]
-    assert ledger.ids().contains(as_keys([id_key("c"), id_key("d")])).tolist() == [True, False]
+    assert ledger.ids().contains(id_keys(pa.chunked_array([["c", "d"]]))).tolist() == [True, False]
 
 
 def test_an_empty_output_has_an_empty_ledger(tmp_path: Path) -> None:
@@ -155,16 +160,30 @@ def test_a_file_that_cannot_be_read_is_named(store: Store) -> None:
         read_ledger(store, "id")
 
 
-@pytest.mark.parametrize("groups", [["abc", "bcd", "d"], ["ab", "ab2", "a"], ["abc", "cba x"]])
-def test_rows_that_come_twice_are_removed(store: Store, groups: list[str]) -> None:
-    for group in groups:
-        commit(store, PRINT, results(*group))
-    ids = sorted(set("".join(groups)))
-    changed = remove_repeated_rows(store, PRINT, read_ledger(store, "id"))
-    assert changed == (len("".join(groups)) > len(ids))
-    kept = pq.read_table(store.root, partitioning=None)
-    assert sorted(kept["id"].to_pylist()) == ids
-    assert not remove_repeated_rows(store, PRINT, read_ledger(store, "id"))
+def test_a_file_whose_rows_were_changed_is_named(store: Store) -> None:
+    name = commit(store, PRINT, results("a", "b")).name
+    table = pq.read_table(store.path(name))
+    pq.write_table(table.slice(1), store.path(name))
+    with pytest.raises(ValueError, match=rf"{name} was changed by somebody else: its rows are not"):
+        read_ledger(store, "id")
+    pq.write_table(table.drop_columns(["row_key"]), store.path(name))
+    with pytest.raises(ValueError, match=rf"{name} was .*: it has no column 'row_key'"):
+        read_ledger(store, "id")
+
+
+def test_an_output_keeps_one_schema_while_its_input_grows(store: Store) -> None:
+    """A column that was all null, or narrower, takes the new type; other changes are refused."""
+    commit(store, PRINT, results("a"))
+    ledger = read_ledger(store, "id")
+    wide = SCHEMA.set(3, pa.field(SCHEMA.names[3], pa.large_string()))
+    assert common_schema(store, ledger, SCHEMA) == SCHEMA
+    assert common_schema(store, ledger, wide) == wide
+    with pytest.raises(ValueError, match=r"column 'completion_tokens' is of type int64, but"):
+        place = SCHEMA.get_field_index("completion_tokens")
+        other = SCHEMA.set(place, pa.field("completion_tokens", pa.list_(pa.string())))
+        common_schema(store, ledger, other)
+    with pytest.raises(ValueError, match=r"it has the columns id, row_key.* and not id, row_key"):
+        common_schema(store, ledger, SCHEMA.remove(4))
 
 
 def test_files_carry_their_fingerprint_and_one_schema(store: Store) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.keys import KeySet, as_keys, id_key, row_key
+from pipeline.keys import KeySet, as_keys, row_key
 
 IDS = st.one_of(st.integers(-(2**63), 2**64 - 1), st.text(max_size=5))
 # Few distinct halves, so that equal high halves with different low ones occur.
@@ -23,7 +23,6 @@ def test_row_keys_are_equal_only_for_equal_rows(
 ) -> None:
     same = (type(one), one, first) == (type(two), two, second)
     assert (row_key(one, first) == row_key(two, second)) == same
-    assert (id_key(one) == id_key(two)) == ((type(one), one) == (type(two), two))
 
 
 def test_parameters_belong_to_the_row() -> None:
@@ -33,7 +32,6 @@ def test_parameters_belong_to_the_row() -> None:
 def test_row_keys_do_not_change_between_versions() -> None:
     """Keys are in users' outputs and name their noise: another hash would redo every row."""
     assert row_key("r1", "Hello").hex() == "4d2f993c08ca579cbcb785609b7e081b"
-    assert id_key(7).hex() == "4dd011e8e6c518c521b55c75263da9e4"
 
 
 @given(st.lists(DIGESTS), st.lists(DIGESTS))

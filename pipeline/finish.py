@@ -1,0 +1,107 @@
+"""The end of a run: prove that all is there, put the files in order, say so in `_SUCCESS`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from pipeline.compaction import Replacement, plan, write_anew
+from pipeline.errors import PipelineError
+from pipeline.job import Job
+from pipeline.keys import KeySet
+from pipeline.lease import Lease
+from pipeline.ledger import Ledger, over_files, read_columns, read_ledger
+from pipeline.manifest import MANIFEST, SUCCESS, write_manifest
+from pipeline.names import SUFFIX
+from pipeline.settle import best_rows
+from pipeline.source import ScannedChunk
+from pipeline.storage import Store
+from pipeline.summary import COLUMNS, Summary
+
+# Where writers cannot be shut out in one step, a late one may commit while files are put in order.
+_ROUNDS = 5
+
+
+def finish(
+    job: Job, scanned: Sequence[ScannedChunk], lease: Lease, facts: dict[str, Any]
+) -> Summary:
+    """Compare the rows of input and output, put the files in order, write the manifest.
+
+    `facts` is what the run says about itself in the manifest.
+
+    Raises:
+        PipelineError: input rows are missing in the output.
+        Fenced: another run has taken the output over.
+    """
+    job = replace(job, store=lease.seal())
+    wanted = KeySet.of(s.keys for s in scanned)
+    for _ in range(_ROUNDS):
+        ledger = read_ledger(job.store, job.config.id_column)
+        _check_complete(job, scanned, ledger)
+        best = best_rows(ledger, wanted)
+        todo = plan(ledger, best, job.schema, job.config.max_rows_per_file)
+        if not todo and facts["rows_decoded"] == 0 and _is_finished(job.store):
+            return _summary(job.store, ledger)  # the manifest of the run that did it all stays
+        if todo:
+            job.store.delete(SUCCESS)
+        ledger = _put_in_order(job, ledger, best, todo)
+        summary = _summary(job.store, ledger)
+        _check_complete(job, scanned, ledger)
+        facts |= {
+            "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+            "rows_not_in_input": ledger.rows - len(wanted),
+        }
+        lease.check()
+        write_manifest(job.store, job.fingerprint, ledger, summary, facts)
+        names = {file.name for file in ledger.files}
+        for name in job.store.names(SUFFIX):
+            if name in todo.names:
+                job.store.delete(name)
+        if set(job.store.names(SUFFIX)) == names:
+            job.store.write(SUCCESS, b"")
+            return summary
+    raise PipelineError(
+        f"files keep appearing in output {job.config.output!r}: stop what else writes there, then "
+        "run the same command again"
+    )
+
+
+def _is_finished(store: Store) -> bool:
+    return store.exists(SUCCESS) and store.exists(MANIFEST)
+
+
+def _check_complete(job: Job, scanned: Sequence[ScannedChunk], ledger: Ledger) -> None:
+    """Compare sets of keys, never counts: a lost row and a double one make the same count."""
+    committed = ledger.keys()
+    missing = sum(int(np.count_nonzero(~committed.contains(s.keys))) for s in scanned)
+    if missing:
+        raise PipelineError(
+            f"{missing} rows of the input are not in output {job.config.output!r}: run the same "
+            "command again to decode them"
+        )
+
+
+def _put_in_order(job: Job, ledger: Ledger, best: Any, todo: Replacement) -> Ledger:
+    """Write what replaces old files; the ledger without those, every id in it once.
+
+    Raises:
+        PipelineError: the new files do not hold what they should.
+    """
+    most_rows = job.config.max_rows_per_file
+    new = write_anew(job.store, job.fingerprint, ledger, best, todo, job.schema, most_rows)
+    if not todo:
+        return ledger
+    stay = [file.name for file in ledger.files if file.name not in todo.names]
+    after = read_ledger(job.store, job.config.id_column, [*stay, *new])
+    if after.rows != int(best.sum()) or len(after.ids()) != after.rows:
+        raise PipelineError(f"files of output {job.config.output!r} changed while they were merged")
+    return after
+
+
+def _summary(store: Store, ledger: Ledger) -> Summary:
+    names = [file.name for file in ledger.files]
+    return Summary.total(over_files(lambda n: Summary.of(read_columns(store, n, COLUMNS)), names))

@@ -72,6 +72,7 @@ def _run(ctx: click.Context, settings: RunConfig) -> RunReport:
     from jobs.console import Console
     from jobs.demo_model import DemoModelError, demo_model
     from jobs.report import print_summary, read_output
+    from pipeline.errors import Locked
     from pipeline.signals import sigterm_interrupts
 
     with Console() as console, sigterm_interrupts():
@@ -89,6 +90,8 @@ def _run(ctx: click.Context, settings: RunConfig) -> RunReport:
             ctx.exit(EXIT_INTERRUPTED)
         except ValueError:
             raise
+        except Locked as error:
+            raise Failure(str(error), EXIT_INCOMPLETE) from error
         except Exception as error:
             console.close()
             _say_how_to_go_on(ctx, console, settings.output, "Ended early")

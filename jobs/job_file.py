@@ -73,6 +73,9 @@ class JobFile(_Table):
     model: str | None = None
     id_column: str | None = None
     keep: list[str] | None = None
+    on_changed: Literal["refuse", "recompute"] | None = None
+    retry_failed: bool | None = None
+    max_rows_per_file: int | None = None
     prompt: PromptTable = PromptTable()
     sampling: SamplingTable = SamplingTable()
     draft: DraftTable = DraftTable()

@@ -113,6 +113,27 @@ _data = [
         callback=_listing,
         help="An input column to carry into the output. Repeatable.",
     ),
+    _option(
+        DATA,
+        "--on-changed",
+        type=click.Choice(["refuse", "recompute"]),
+        help="What to do with an id that the output holds with another prompt.",
+        default=_RUN.on_changed,
+    ),
+    _option(
+        DATA,
+        "--retry-failed",
+        is_flag=True,
+        callback=_switch,
+        help="Decode again what earlier runs left as error rows.",
+    ),
+    _option(
+        DATA,
+        "--max-rows-per-file",
+        type=int,
+        help="At the end small files become files of up to this many rows; 0 leaves them.",
+        default=_RUN.max_rows_per_file,
+    ),
 ]
 
 _prompt = [

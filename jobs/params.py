@@ -105,6 +105,7 @@ def run_config(flags: Mapping[str, Any], job: JobFile, source: str | None = None
         draft=_draft(values),
     )
     top = _same("input", "output", "model", "id_column", "keep")
+    top |= _same("on_changed", "retry_failed", "max_rows_per_file")
     return values.build(
         RunConfig,
         top | _same("actors", "gpus_per_actor", "dtype", "rows_per_block"),

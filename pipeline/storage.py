@@ -134,10 +134,16 @@ class Store:
         """Shut out every other writer and make a room of one's own.
 
         Only whoever holds the lease may call this.
+
+        Raises:
+            Fenced: that is somebody else by now.
         """
         if self.renames:
             self._empty_rooms(keep=self.path(self.aside))
             self.filesystem.create_dir(self.path(self.aside), recursive=True)
+        # Looked at last: who takes over makes a lease first and then empties the rooms, so a room
+        # made too late to be emptied is one whose maker sees that lease.
+        self._refuse_if_fenced()
 
     def seal(self) -> Store:
         """Shut out this run's own workers; what comes back writes what ends the run."""

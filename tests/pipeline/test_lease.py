@@ -1,0 +1,203 @@
+"""One run per output: who comes second is told who holds it, who is dead is replaced and shut out.
+
+The seconds here are how often a lease is renewed and when silence counts; no test asks how long
+anything took.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import uuid
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+import pipeline.owner
+from pipeline.errors import Fenced, Locked
+from pipeline.lease import Lease, LeaseTimes, _acquire, hold
+from pipeline.owner import Owner
+from pipeline.storage import LEASES, TEMPORARY, Store
+from tests.pipeline.outputs import commit_rows
+
+QUICK = LeaseTimes(every=0.05, stale_after=0.6)
+NEVER_STALE = LeaseTimes(every=0.05, stale_after=3600)
+
+
+@pytest.fixture(params=["local", "object store"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    if request.param == "local":
+        return Store(str(tmp_path / "out"))
+    return Store(f"memory://{uuid.uuid4().hex}/out")
+
+
+def silent(store: Store) -> Lease:
+    """A lease whose owner lives and does nothing, as a process that sleeps."""
+    lease = _acquire(store, QUICK)
+    lease.store.prepare()
+    return lease
+
+
+def test_who_comes_second_is_told_who_was_first(store: Store) -> None:
+    with hold(store, NEVER_STALE) as first:
+        with pytest.raises(Locked, match=rf"locked by .*@.* \(process {os.getpid()}, since "):
+            hold(store, NEVER_STALE).__enter__()
+        first.check()
+        first.store.write("x", b"1")
+    with hold(store, NEVER_STALE) as second:
+        assert second.fence == first.fence + 1
+
+
+@pytest.mark.parametrize("how", [None, ValueError, KeyboardInterrupt, SystemExit])
+def test_it_is_free_again_however_a_run_ends(store: Store, how: type[BaseException] | None) -> None:
+    try:
+        with hold(store, NEVER_STALE) as first:
+            if how is not None:
+                raise how
+    except BaseException as error:
+        assert how is not None and isinstance(error, how)
+    with pytest.raises(Fenced):
+        first.store.write("late", b"")
+    assert not store.exists("late")
+    with hold(store, NEVER_STALE):
+        pass
+
+
+def test_a_dead_process_of_this_machine_is_replaced_at_once(store: Store) -> None:
+    code = (
+        "import os, sys; from pipeline.lease import *; from pipeline.lease import _acquire;"
+        "_acquire(Store(sys.argv[1]), LeaseTimes()); os._exit(1)"
+    )
+    if store.uri.startswith("memory"):
+        with subprocess.Popen([sys.executable, "-c", ""]) as process:
+            process.wait()
+        owner = replace(Owner.this_process(), pid=process.pid)
+        write_lease(store, 1, json.dumps(asdict(owner)).encode())
+    else:
+        subprocess.run([sys.executable, "-c", code, store.uri], check=False)
+    with hold(store, NEVER_STALE) as lease:
+        assert lease.fence == 2
+
+
+def write_lease(store: Store, number: int, data: bytes) -> None:
+    store.filesystem.create_dir(store.path(LEASES), recursive=True)
+    with store.filesystem.open_output_stream(store.path(f"{LEASES}/{number:08d}.json")) as out:
+        out.write(data)
+
+
+@pytest.mark.parametrize("data", [b"", b'{"id": "torn', b'{"of": "another version"}'])
+def test_what_nobody_renews_is_taken_over(store: Store, data: bytes) -> None:
+    write_lease(store, 41, data)
+    with hold(store, QUICK) as lease:
+        assert lease.fence == 42
+
+
+def test_an_owner_that_wakes_up_is_shut_out(store: Store) -> None:
+    """Old workers and the old driver can neither commit nor harm those who came after them."""
+    old = silent(store)
+    commit_rows(old.store, "a")
+    with hold(store, QUICK) as new:
+        for late in (old.store, old.store.seal):
+            with pytest.raises(Fenced):
+                commit_rows(late if isinstance(late, Store) else late(), "b")
+        with pytest.raises(Fenced, match="taken over by another run"):
+            old.check()
+        assert old.lost
+        with pytest.raises(Fenced):
+            old.seal()
+        old.end()
+        new.check()
+        commit_rows(new.store, "c")
+        last = new.seal()
+        with pytest.raises(Fenced):
+            commit_rows(replace(last, room=""), "late")
+        commit_rows(last, "d")
+    names = [name.split("-")[2] for name in store.names(".parquet")]
+    assert sorted(names) == ["00000001", "00000002", "00000002"]
+    assert not store.names("", TEMPORARY)
+
+
+def test_a_renewed_lease_notices_that_it_is_lost(store: Store) -> None:
+    with hold(store, QUICK) as lease:
+        write_lease(store, lease.fence + 1, b"{}")
+        assert lease._lost.wait(timeout=30)
+
+
+def test_of_many_starts_at_once_one_wins(store: Store) -> None:
+    inside = threading.Semaphore(1)
+    fences: list[int] = []
+    problems: list[str] = []
+    start = threading.Barrier(6)
+
+    def contend() -> None:
+        start.wait()
+        for _ in range(200):
+            try:
+                with hold(store, NEVER_STALE) as lease:
+                    if not inside.acquire(blocking=False):
+                        problems.append("two at once")
+                        return
+                    fences.append(lease.fence)
+                    lease.store.write(f"by-{lease.fence}", b"")
+                    inside.release()
+                    return
+            except Locked:
+                continue
+            except Exception as error:
+                problems.append(repr(error))
+                return
+        problems.append("never won")
+
+    threads = [threading.Thread(target=contend) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert problems == []
+    assert len(set(fences)) == 6
+    assert fences == sorted(fences)
+
+
+def test_numbers_go_on_where_the_state_folder_was_removed(store: Store) -> None:
+    with hold(store, QUICK) as lease:
+        commit_rows(lease.store, "a")
+    for name in store.names("", LEASES):
+        store.delete(f"{LEASES}/{name}")
+    with hold(store, QUICK) as lease:
+        assert lease.fence == 2
+
+
+@pytest.mark.parametrize("year", [1970, 2200])
+def test_fault_28_clocks_that_are_wrong_change_nothing(
+    store: Store, monkeypatch: pytest.MonkeyPatch, year: int
+) -> None:
+    """An owner whose clock is decades off is neither taken for dead nor for ever alive."""
+
+    class Skewed(datetime):
+        @classmethod
+        def now(cls, tz: object = None) -> datetime:  # type: ignore[override]
+            return datetime(year, 3, 29, 2, 30, tzinfo=UTC)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.owner, "datetime", Skewed)
+        skewed = hold(store, QUICK)
+        skewed.__enter__()
+    with pytest.raises(Locked, match=f"since {year}-03-29T02:30"):
+        hold(store, QUICK).__enter__()
+    skewed.__exit__(None, None, None)
+    silent(store)
+    with hold(store, QUICK) as lease:
+        assert lease.fence == 3
+
+
+def test_processes_are_told_apart_by_when_they_began() -> None:
+    owner = Owner.this_process()
+    assert not owner.is_gone
+    assert replace(owner, born="1").is_gone
+    assert not replace(owner, born="1", place="another machine").is_gone
+    assert not replace(owner, born="").is_gone

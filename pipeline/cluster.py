@@ -13,10 +13,9 @@ from dataclasses import dataclass
 import ray
 import ray.data
 
+from pipeline.oversight import Oversight
+
 _LOGGERS = ("ray", "ray.data")
-# A block is at work for minutes and Ray counts only finished ones as progress; our own reports
-# show whether tokens move.
-_NO_PROGRESS_SECONDS = 12 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +25,12 @@ class Cluster:
     cpus: float
     gpus: float
     local: bool
+
+    @classmethod
+    def now(cls, local: bool) -> Cluster:
+        """What there is at this moment."""
+        resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        return cls(resources.get("CPU", 0.0), resources.get("GPU", 0.0), local)
 
 
 @contextmanager
@@ -44,8 +49,7 @@ def connected(actors: int) -> Iterator[Cluster]:
             elif started:
                 ray.init(log_to_driver=False, logging_level=logging.ERROR)
         try:
-            resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
-            yield Cluster(resources.get("CPU", 0.0), resources.get("GPU", 0.0), local)
+            yield Cluster.now(local)
         finally:
             if started:
                 ray.shutdown()
@@ -85,12 +89,14 @@ def _start(cpus: int) -> None:
 
 
 @contextmanager
-def data_context(actors: int) -> Iterator[None]:
+def data_context(actors: int, oversight: Oversight) -> Iterator[None]:
     """Ray Data's settings for a run; the caller's are untouched."""
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.execution_no_progress_timeout_s = _NO_PROGRESS_SECONDS
+    # Ray's guard takes a block that is at work for long for one that hangs; ours knows better.
+    context.execution_no_progress_timeout_s = -1
+    oversight.attach(context)
     # Actors in a row that may fail to load their model before the run does: all once, and one more.
     context.max_consecutive_actor_init_deaths = actors
     # The exception of a stage itself, and not one that says there was one.
@@ -113,7 +119,7 @@ def _quiet() -> Iterator[None]:
         handler.setLevel(logging.CRITICAL + 1)
     # Told of each task that it tries again, Ray prints it, whatever the level and the settings are.
     printed = ray._private.worker.print_to_stdstream
-    ray._private.worker.print_to_stdstream = lambda *_: None
+    ray._private.worker.print_to_stdstream = lambda *_, **__: None
     try:
         yield
     finally:

@@ -72,10 +72,13 @@ class RunConfig:
 
     `input` holds files, folders or globs, each a path or any URI that pyarrow.fs understands.
     `gpus_per_actor` None takes 1 where the cluster has GPUs. `rows_per_block` rows are committed
-    together, in one file. A row that was in engines that died `max_crashes` times is decoded apart
-    from others, and quarantined when it kills as many alone. A row may take
-    `row_deadline_seconds`, and `token_deadline_seconds` for each token of its prompt and its
-    longest completion.
+    together, in one file; None takes what one actor does in a few minutes.
+
+    A row that was in engines that died `max_crashes` times is decoded apart from others, and
+    quarantined when it kills as many alone. A row may take `row_deadline_seconds`, and
+    `token_deadline_seconds` for each token of its prompt and its longest completion. A run in
+    which nothing moves for `stall_seconds` ends (None: half an hour, or twice what the longest row
+    may take).
 
     A row whose id is committed with another prompt is a mistake, or decoded again (`on_changed`);
     `retry_failed` decodes again what earlier runs left as error rows. At the end small files
@@ -96,13 +99,14 @@ class RunConfig:
     actors: int = 1
     gpus_per_actor: float | None = None
     dtype: Dtype = "auto"
-    rows_per_block: int = 32
+    rows_per_block: int | None = None
     on_changed: OnChanged = "refuse"
     retry_failed: bool = False
     max_rows_per_file: int = 100_000
     max_crashes: int = 2
     row_deadline_seconds: float = 600.0
     token_deadline_seconds: float = 2.0
+    stall_seconds: float | None = None
 
     def __post_init__(self) -> None:
         strings = isinstance(self.input, tuple) and all(isinstance(i, str) for i in self.input)
@@ -127,7 +131,10 @@ class RunConfig:
         _refuse(self.on_changed not in policies, "on_changed", self.on_changed, ", ".join(policies))
         rows = self.max_rows_per_file
         _refuse(rows < 0, "max_rows_per_file", rows, "0 or more")
-        _refuse(self.rows_per_block < 1, "rows_per_block", self.rows_per_block, "at least 1")
+        if self.rows_per_block is not None:
+            _refuse(self.rows_per_block < 1, "rows_per_block", self.rows_per_block, "at least 1")
+        if self.stall_seconds is not None:
+            _refuse(self.stall_seconds <= 0, "stall_seconds", self.stall_seconds, "above 0")
         _refuse(self.max_crashes < 1, "max_crashes", self.max_crashes, "at least 1")
         for name in ("row_deadline_seconds", "token_deadline_seconds"):
             _refuse(getattr(self, name) <= 0, name, getattr(self, name), "above 0")
@@ -136,12 +143,3 @@ class RunConfig:
     def columns(self) -> tuple[str, ...]:
         """The input columns that the run reads, the id first, each once."""
         return tuple(dict.fromkeys((self.id_column, *self.keep, *self.prompt.columns)))
-
-    @property
-    def blocks_in_flight(self) -> int:
-        """Blocks that one actor decodes at once.
-
-        One block beyond twice the batch: the batch then stays full while the last rows of a block
-        are still running. An actor that dies has to redo at most these.
-        """
-        return 1 + -(-2 * self.engine.max_num_seqs // self.rows_per_block)

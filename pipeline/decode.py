@@ -1,6 +1,6 @@
 """The Decode stage: one engine, fed by several blocks at once.
 
-Ray calls the actor with up to `RunConfig.blocks_in_flight` blocks at the same time. Each call hands
+Ray calls the actor with up to `Plan.in_flight` blocks at the same time. Each call hands
 its rows to the engine's thread and waits for its own, so the batch is refilled across blocks and
 never drains at a block's end.
 """

@@ -167,10 +167,18 @@ class Tracker:
 class Watch:
     """Reads the board about twice a second in a thread, while a run decodes."""
 
-    def __init__(self, board: Any, tracker: Tracker, reused: int, every: float = 0.5) -> None:
+    def __init__(
+        self,
+        board: Any,
+        tracker: Tracker,
+        reused: int,
+        tell: Callable[[Reading], None] | None = None,
+        every: float = 0.5,
+    ) -> None:
         self._board = board
         self._tracker = tracker
         self._reused = reused
+        self._tell = tell
         self._every = every
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._poll, name="progress", daemon=True)
@@ -193,3 +201,5 @@ class Watch:
             with suppress(ray.exceptions.RayError):
                 reading = ray.get(self._board.read.remote(), timeout=5)
                 self._tracker.update(reading, self._reused)
+                if self._tell is not None:
+                    self._tell(reading)

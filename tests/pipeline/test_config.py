@@ -61,13 +61,6 @@ def test_columns_are_those_of_the_template() -> None:
     assert replace(BASE, prompt=prompt, keep=("text", "n")).columns == ("id", "text", "n", "title")
 
 
-@pytest.mark.parametrize(("seqs", "rows", "blocks"), [(16, 32, 2), (16, 8, 5), (64, 32, 5)])
-def test_blocks_in_flight_hold_more_than_twice_the_batch(seqs: int, rows: int, blocks: int) -> None:
-    config = replace(BASE, engine=EngineConfig(max_num_seqs=seqs), rows_per_block=rows)
-    assert config.blocks_in_flight == blocks
-    assert 2 * seqs <= (blocks - 1) * rows
-
-
 SPEED_ONLY = [
     {"actors": 3},
     {"gpus_per_actor": 0.5},

@@ -1,0 +1,52 @@
+"""How many rows are committed together, and how many such blocks an actor holds at once."""
+
+from __future__ import annotations
+
+import json
+
+from pipeline.config import RunConfig
+from pipeline.manifest import MANIFEST
+from pipeline.storage import Store
+
+_BLOCK_SECONDS = 180.0
+# Blocks of one actor's share of the job: with few, the last one to finish would work alone.
+_BLOCKS_EACH = 8
+_MOST_ROWS = 256
+_MOST_BLOCKS = 64
+# Tokens a second of one actor where nothing has been measured: a large model, on the slow side.
+_GPU_SPEED, _CPU_SPEED = 500.0, 30.0
+
+
+def rows_per_block(config: RunConfig, rows: int, gpus: float, measured: float | None) -> int:
+    """Rows of a block: as configured, or what takes an actor a few minutes at most.
+
+    Args:
+        config: the run's.
+        rows: what is to be decoded in all.
+        gpus: for each actor.
+        measured: tokens a second of one actor in an earlier run of this job, where there was one.
+    """
+    if config.rows_per_block is not None:
+        return config.rows_per_block
+    speed = measured or (_GPU_SPEED if gpus else _CPU_SPEED)
+    in_time = speed * _BLOCK_SECONDS / config.sampling.max_tokens
+    share = rows / (config.actors * _BLOCKS_EACH)
+    return max(1, min(_MOST_ROWS, int(in_time), int(share)))
+
+
+def blocks_in_flight(config: RunConfig, rows: int) -> int:
+    """Blocks of so many rows that one actor decodes at once.
+
+    One block beyond twice the batch: the batch then stays full while the last rows of a block are
+    still running. An actor that dies has to redo at most these.
+    """
+    return min(_MOST_BLOCKS, 1 + -(-2 * config.engine.max_num_seqs // rows))
+
+
+def measured_speed(store: Store) -> float | None:
+    """Tokens a second of one actor in the last finished run of this output."""
+    if not store.exists(MANIFEST):
+        return None
+    run = json.loads(store.read(MANIFEST)).get("run", {})
+    actors = run.get("config", {}).get("actors") or 1
+    return (run.get("tokens_per_second") or 0.0) / actors or None

@@ -1,0 +1,75 @@
+"""How a run is laid out on a cluster: actors, what each of them gets, and how large blocks are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.blocks import blocks_in_flight, rows_per_block
+from pipeline.cluster import Cluster
+from pipeline.config import RunConfig
+
+# What runs beside Decode: reading with repartitioning takes one CPU (Ray fuses the two only with
+# its own default), tokenizers and writing share another.
+LIGHT = 0.25
+_CPUS_BESIDE_ACTORS = 2
+_STALL_SECONDS = 1800.0
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Actors with their CPUs and GPUs, the rows of a block, and the blocks that an actor holds.
+
+    `needs` is what the cluster had of all that when it was made: with less it cannot go on.
+    """
+
+    actors: int
+    cpus: float
+    gpus: float
+    rows: int
+    in_flight: int
+    needs: dict[str, float]
+
+
+def layout_of(
+    config: RunConfig, rows: int, cluster: Cluster, shrunk: bool, measured: float | None = None
+) -> Layout:
+    """The layout for so many rows on this cluster; on one that has `shrunk`, for what is left.
+
+    Raises:
+        ValueError: actors that the machine started here cannot hold. A cluster may still grow.
+    """
+    gpus = gpus_per_actor(config, cluster)
+    actors = config.actors
+    if shrunk and gpus:
+        actors = max(1, min(actors, int(cluster.gpus // gpus)))
+    # Where actors would hold every CPU, reading and writing could never start.
+    roomy = cluster.cpus >= actors + _CPUS_BESIDE_ACTORS
+    cpus = 1.0 if roomy and not gpus else 0.0
+    block = rows_per_block(config, rows, gpus, measured)
+    needs = {
+        "CPU": min(actors * cpus + _CPUS_BESIDE_ACTORS, cluster.cpus),
+        "GPU": min(actors * gpus, cluster.gpus),
+    }
+    return Layout(actors, cpus, gpus, block, blocks_in_flight(config, block), needs)
+
+
+def gpus_per_actor(config: RunConfig, cluster: Cluster) -> float:
+    """GPUs for each actor: as configured, or one where there are any.
+
+    Raises:
+        ValueError: more than the local machine has. A cluster may still grow.
+    """
+    gpus = config.gpus_per_actor
+    if gpus is None:
+        gpus = 1.0 if cluster.gpus else 0.0
+    if cluster.local and gpus * config.actors > cluster.gpus:
+        raise ValueError(
+            f"actors is {config.actors} with {gpus:g} GPUs each: it must fit the "
+            f"{cluster.gpus:g} GPUs of this machine"
+        )
+    return gpus
+
+
+def patience(config: RunConfig, longest_row: float) -> float:
+    """Seconds without any movement after which a run ends: no row may take that long."""
+    return config.stall_seconds or max(_STALL_SECONDS, 2 * longest_row)

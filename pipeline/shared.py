@@ -1,0 +1,43 @@
+"""What actors share with the driver: values in Ray's object store, and the board."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, cast
+
+import ray
+
+from pipeline.progress import Counters
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Shared(Generic[T]):
+    """A value in the object store: one copy a machine, arrays in it without pickling."""
+
+    ref: Any
+
+    @classmethod
+    def of(cls, value: T) -> Shared[T]:
+        """Put it there."""
+        return cls(ray.put(value))
+
+    def __call__(self) -> T:
+        """The value, mapped and not copied."""
+        return cast(T, ray.get(self.ref))
+
+
+@dataclass(frozen=True, slots=True)
+class ToBoard:
+    """An actor's way to the board."""
+
+    board: Any
+
+    def __call__(self, name: str, counters: Counters) -> None:
+        """Fire and forget: a report that is lost is followed by another."""
+        self.board.report.remote(name, counters)
+
+    def others_work(self) -> bool:
+        """Whether any actor has reported, which it does when its model is loaded."""
+        return bool(ray.get(self.board.read.remote(), timeout=60).actors)

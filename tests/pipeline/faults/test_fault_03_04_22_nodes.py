@@ -1,0 +1,99 @@
+"""Faults 3, 4 and 22: machines that are lost, and machines that are just large enough.
+
+Each test has a Ray of its own, in a process of its own: `pytest -m cluster`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline.faults.oracle import check_output, config_of, prompts
+from tests.pipeline.faults.processes import program
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+
+TABLE = prompts(200)
+LOSE = """
+import logging, pathlib, threading, time, ray
+from ray.cluster_utils import Cluster
+from pipeline.run import run
+from tests.pipeline.faults.test_fault_03_04_22_nodes import TABLE
+from tests.pipeline.faults.oracle import config_of
+from tests.pipeline.standin import StandIn
+
+folder = pathlib.Path({folder!r})
+cluster = Cluster(initialize_head=True, head_node_args={{"num_cpus": {head}}})
+node = cluster.add_node(num_cpus={other})
+ray.init(cluster.address, logging_level=logging.ERROR, log_to_driver=False)
+
+def lose():
+    while len(list((folder / "out").glob("*.parquet"))) < 6:
+        time.sleep(0.05)
+    cluster.remove_node(node, allow_graceful=False)
+    print("lost a machine", flush=True)
+    if {replaced}:
+        cluster.add_node(num_cpus={other})
+
+threading.Thread(target=lose, daemon=True).start()
+config = config_of(folder, TABLE, shards=4, actors=2, rows_per_block=8, stall_seconds={stall})
+report = run(config, engine_factory=StandIn(step_seconds=0.2))
+print("rows", report.rows_ok, report.rows_error, flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("head", "other", "replaced", "stall"),
+    [
+        pytest.param(3, 2, True, 600.0, id="fault_03_a_machine_is_lost_with_blocks_on_it"),
+        pytest.param(4, 2, False, 600.0, id="fault_04_not_replaced_and_room_elsewhere"),
+        pytest.param(2, 2, False, 15.0, id="fault_04_not_replaced_and_too_little_left"),
+    ],
+)
+def test_a_lost_machine(
+    tmp_path: Path, head: int, other: int, replaced: bool, stall: float
+) -> None:
+    config = config_of(tmp_path, TABLE, shards=4)
+    code = LOSE.format(folder=str(tmp_path), head=head, other=other, replaced=replaced, stall=stall)
+    with program(code) as process:
+        words, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, words
+    assert "lost a machine" in words and "rows 200 0" in words
+    check_output(config, TABLE)
+
+
+EXACT = """
+import logging, pathlib, ray
+from pipeline.errors import PipelineError
+from pipeline.run import run
+from tests.pipeline.faults.test_fault_03_04_22_nodes import TABLE
+from tests.pipeline.faults.oracle import config_of
+from tests.pipeline.standin import StandIn
+
+folder = pathlib.Path({folder!r})
+ray.init(address="local", num_cpus={cpus}, include_dashboard=False, log_to_driver=False,
+         logging_level=logging.ERROR)
+config = config_of(folder, TABLE, shards=4, actors={actors}, rows_per_block=8)
+(folder / "fuse").touch()
+try:
+    run(config, engine_factory=StandIn(fuse=str(folder / "fuse"), die_after=60))
+except PipelineError as error:
+    print("stopped:", error, flush=True)
+report = run(config, engine_factory=StandIn())
+print("reused", report.rows_reused, "rows", report.rows_ok, flush=True)
+"""
+
+
+@pytest.mark.parametrize(("cpus", "actors"), [(1, 1), (2, 2), (4, 2)])
+def test_fault_22_a_machine_that_is_just_large_enough(
+    tmp_path: Path, cpus: int, actors: int
+) -> None:
+    """The first run ends early; what goes on finds the same CPUs, and no deadlock."""
+    config = config_of(tmp_path, TABLE, shards=4)
+    with program(EXACT.format(folder=str(tmp_path), cpus=cpus, actors=actors)) as process:
+        words, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, words
+    assert "stopped: the run stopped: the model could not be loaded" in words
+    assert "rows 200" in words and "reused 0 " not in words
+    check_output(config, TABLE)

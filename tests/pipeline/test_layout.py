@@ -1,0 +1,82 @@
+"""How a run is laid out: block sizes, blocks in flight, actors on what the cluster has."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from admg.config import EngineConfig, SamplingParams
+from pipeline.blocks import blocks_in_flight, measured_speed, rows_per_block
+from pipeline.cluster import Cluster
+from pipeline.config import RunConfig
+from pipeline.layout import layout_of, patience
+from pipeline.manifest import MANIFEST
+from pipeline.storage import Store
+
+BASE = RunConfig(input=("in",), output="out", model="model")
+MILLION = 10**6
+
+
+@pytest.mark.parametrize(
+    ("seqs", "rows", "blocks"), [(16, 32, 2), (16, 8, 5), (64, 32, 5), (1, 32, 2), (64, 1, 64)]
+)
+def test_blocks_in_flight_hold_more_than_twice_the_batch(seqs: int, rows: int, blocks: int) -> None:
+    config = replace(BASE, engine=EngineConfig(max_num_seqs=seqs))
+    assert blocks_in_flight(config, rows) == blocks
+
+
+@pytest.mark.parametrize(
+    ("tokens", "rows", "actors", "gpus", "measured", "expected"),
+    [
+        (128, MILLION, 1, 0.0, None, 42),  # 30 tokens a second for three minutes
+        (2048, MILLION, 1, 0.0, None, 2),
+        (100_000, MILLION, 1, 0.0, None, 1),
+        (512, MILLION, 1, 1.0, None, 175),
+        (16, MILLION, 1, 1.0, None, 256),
+        (512, MILLION, 1, 1.0, 50.0, 17),  # slower than thought
+        (128, 56, 1, 0.0, None, 7),  # a small job still has eight blocks an actor
+        (128, 56, 4, 0.0, None, 1),
+    ],
+)
+def test_a_block_takes_minutes_and_every_actor_gets_several(
+    tokens: int, rows: int, actors: int, gpus: float, measured: float | None, expected: int
+) -> None:
+    config = replace(BASE, sampling=SamplingParams(max_tokens=tokens), actors=actors)
+    assert rows_per_block(config, rows, gpus, measured) == expected
+    assert rows_per_block(replace(config, rows_per_block=9), rows, gpus, measured) == 9
+
+
+def test_speed_is_that_of_the_last_finished_run(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    assert measured_speed(store) is None
+    store.prepare()
+    (tmp_path / MANIFEST).write_text(
+        '{"run": {"tokens_per_second": 90.0, "config": {"actors": 3}}}'
+    )
+    assert measured_speed(store) == 30.0
+
+
+def test_actors_leave_room_for_reading_and_writing() -> None:
+    two = replace(BASE, actors=2)
+    roomy = layout_of(two, MILLION, Cluster(4, 0, False), False)
+    assert (roomy.actors, roomy.cpus, roomy.gpus, roomy.needs["CPU"]) == (2, 1.0, 0.0, 4.0)
+    tight = layout_of(two, MILLION, Cluster(3, 0, False), False)
+    assert (tight.actors, tight.cpus, tight.needs["CPU"]) == (2, 0.0, 2.0)
+
+
+def test_a_cluster_that_lost_gpus_for_good_runs_fewer_actors() -> None:
+    four = replace(BASE, actors=4)
+    cluster = Cluster(16, 3, False)
+    assert layout_of(four, MILLION, cluster, False).actors == 4  # it may still grow
+    assert layout_of(four, MILLION, cluster, False).needs["GPU"] == 3
+    assert layout_of(four, MILLION, cluster, True).actors == 3
+    with pytest.raises(ValueError, match="actors is 4 with 1 GPUs each: it must fit the 3 GPUs"):
+        layout_of(four, MILLION, Cluster(16, 3, True), False)
+
+
+def test_patience_outlasts_the_longest_row() -> None:
+    assert patience(BASE, 100.0) == 1800.0
+    assert patience(BASE, 2000.0) == 4000.0
+    assert patience(replace(BASE, stall_seconds=7.0), 2000.0) == 7.0

@@ -63,6 +63,9 @@ class EngineTable(_Table):
     actors: int | None = None
     gpus_per_actor: float | None = None
     rows_per_block: int | None = None
+    max_crashes: int | None = None
+    row_deadline_seconds: float | None = None
+    token_deadline_seconds: float | None = None
 
 
 class JobFile(_Table):

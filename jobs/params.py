@@ -105,6 +105,7 @@ def run_config(flags: Mapping[str, Any], job: JobFile, source: str | None = None
         draft=_draft(values),
     )
     top = _same("input", "output", "model", "id_column", "keep")
+    top |= _same("max_crashes", "row_deadline_seconds", "token_deadline_seconds")
     top |= _same("on_changed", "retry_failed", "max_rows_per_file")
     return values.build(
         RunConfig,

@@ -57,6 +57,9 @@ dtype = "float32"
 actors = 2
 gpus_per_actor = 0.5
 rows_per_block = 16
+max_crashes = 3
+row_deadline_seconds = 30
+token_deadline_seconds = 0.5
 """
 
 Write = Callable[[str], Path]
@@ -106,7 +109,8 @@ def test_every_key_reaches_the_configuration(job: Write) -> None:
     assert (config.engine.max_num_seqs, config.engine.max_model_len) == (8, 2048)
     assert config.engine.kv_budget_bytes == 3 * 2**29
     assert (config.dtype, config.actors, config.gpus_per_actor) == ("float32", 2, 0.5)
-    assert config.rows_per_block == 16
+    assert (config.rows_per_block, config.max_crashes) == (16, 3)
+    assert (config.row_deadline_seconds, config.token_deadline_seconds) == (30, 0.5)
 
 
 def test_options_and_keys_have_the_same_names() -> None:

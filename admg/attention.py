@@ -28,7 +28,7 @@ from admg.batch import RaggedBatch, Segment
 from admg.kv_arena import KVArena
 
 FEW_TOKENS = 32
-QUERY_BLOCK = 128
+QUERY_BLOCK = 192
 
 
 @dataclass(frozen=True, slots=True)

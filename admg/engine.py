@@ -61,7 +61,7 @@ class Engine:
         eos_token_ids: Seq[int],
         detokenize: Detokenize | None = None,
     ) -> None:
-        size = arena_size(model, config)
+        size = arena_size(model.config, model.dtype, model.device, config)
         self._model = model
         self._config = config
         self._detokenize = detokenize

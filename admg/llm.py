@@ -8,6 +8,7 @@ for completion in llm.generate(["Summarise: ..."], SamplingParams(max_tokens=64)
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,11 +18,14 @@ from admg.checkpoint import load_dtype
 from admg.config import EngineConfig, SamplingParams
 from admg.engine import Engine
 from admg.families import ModelConfig, read_model_config
+from admg.memory import arena_size
 from admg.model import Transformer
 from admg.request import Completion, Request
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+_BOUNDLESS = 2**62
 
 
 class LLM:
@@ -55,7 +59,10 @@ class LLM:
 
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = Transformer.load(path, dtype=load_dtype(dtype, device), device=device)
+        engine = engine or EngineConfig()
+        kind = load_dtype(dtype, device)
+        arena_size(read_model_config(path), kind, device, engine)  # refused before weights are read
+        model = Transformer.load(path, dtype=kind, device=device)
         tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
         eos = set(model.config.eos_token_ids)
         if tokenizer.eos_token_id is not None:
@@ -64,9 +71,7 @@ class LLM:
         def detokenize(ids: list[int]) -> str:
             return str(tokenizer.decode(ids, skip_special_tokens=True))
 
-        made = Engine(
-            model, engine or EngineConfig(), eos_token_ids=sorted(eos), detokenize=detokenize
-        )
+        made = Engine(model, engine, eos_token_ids=sorted(eos), detokenize=detokenize)
         return cls(made, tokenizer)
 
     def generate(
@@ -91,3 +96,18 @@ def check_checkpoint(path: str | Path) -> ModelConfig:
         ValueError: one sentence that says why the folder cannot be loaded.
     """
     return read_model_config(path)
+
+
+def longest_sequence(path: str | Path, engine: EngineConfig, dtype: str = "auto") -> int:
+    """Tokens of the longest sequence that an engine on this checkpoint takes, weights unread.
+
+    For who plans a run elsewhere than where it decodes: free memory is not looked at, and "auto"
+    counts as bfloat16.
+
+    Raises:
+        ValueError: a checkpoint, lengths or a KV budget that do not go together, by name.
+    """
+    kind = torch.bfloat16 if dtype == "auto" else load_dtype(dtype, "cpu")
+    if engine.kv_budget_bytes is None:
+        engine = replace(engine, kv_budget_bytes=_BOUNDLESS)
+    return arena_size(read_model_config(path), kind, "cpu", engine).max_model_len

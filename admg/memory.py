@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from admg.config import EngineConfig
+from admg.families import ModelConfig
 from admg.kv_arena import SLOT_GRAIN, bytes_per_slot
-from admg.model import Transformer
 
 # Shares of the free memory taken where no budget is given. On CPU the pages are only touched as
 # sequences grow into them.
@@ -25,31 +25,40 @@ class ArenaSize:
     max_model_len: int
 
 
-def arena_size(model: Transformer, config: EngineConfig) -> ArenaSize:
+def arena_size(
+    model: ModelConfig, dtype: torch.dtype, device: torch.device | str, config: EngineConfig
+) -> ArenaSize:
     """Slots for `max_num_seqs` sequences of full length, or what the KV budget allows.
+
+    Needs no weights, so a run can be refused before they are loaded. Where `max_model_len` is not
+    given, the longest sequence is the model's own limit or what the budget holds.
 
     Raises:
         ValueError: `max_model_len` beyond the model's positions or its attention window, or a
-            budget that holds not even the smallest extent.
+            budget that does not hold one sequence of that length, with the numbers.
     """
-    c = model.config
-    limit = min(c.max_position_embeddings, c.sliding_window or c.max_position_embeddings)
+    limit = min(
+        model.max_position_embeddings, model.sliding_window or model.max_position_embeddings
+    )
     length = config.max_model_len or limit
     if length > limit:
-        what = "max_position_embeddings" if limit == c.max_position_embeddings else "sliding_window"
+        positions = limit == model.max_position_embeddings
+        what = "max_position_embeddings" if positions else "sliding_window"
         raise ValueError(
             f"max_model_len is {length}: it must be at most the model's {what}, {limit}"
         )
-    per_slot = bytes_per_slot(c, model.dtype)
-    budget = config.kv_budget_bytes or _free_bytes(model.device)
+    per_slot = bytes_per_slot(model, dtype)
+    budget = config.kv_budget_bytes or _free_bytes(torch.device(device))
+    slots = budget // per_slot // SLOT_GRAIN * SLOT_GRAIN
     longest = -(-length // SLOT_GRAIN) * SLOT_GRAIN
-    num_slots = min(budget // per_slot, longest * config.max_num_seqs)
-    if num_slots < SLOT_GRAIN:
+    if slots < (longest if config.max_model_len else SLOT_GRAIN):
+        tokens = length if config.max_model_len else SLOT_GRAIN
+        needed = (longest if config.max_model_len else SLOT_GRAIN) * per_slot
         raise ValueError(
-            f"kv_budget_bytes is {budget}: it must be at least {SLOT_GRAIN * per_slot} "
-            f"({SLOT_GRAIN} tokens of {per_slot} bytes)"
+            f"kv_budget_bytes is {budget}: it must be at least {needed} for one sequence of "
+            f"{tokens} tokens, {per_slot} bytes each"
         )
-    return ArenaSize(num_slots, length)
+    return ArenaSize(min(slots, longest * config.max_num_seqs), min(length, slots))
 
 
 def _free_bytes(device: torch.device) -> int:

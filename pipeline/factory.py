@@ -113,16 +113,10 @@ class ModelFactory:
         return cls(config.model, config.engine, config.dtype)
 
     def check(self) -> int | None:
-        """The model's context length, or the shorter one that the engine is told."""
-        from admg.llm import check_checkpoint
+        """The longest sequence: the model's context length, or less by what the engine is told."""
+        from admg.llm import longest_sequence
 
-        limit = int(check_checkpoint(self.path).max_position_embeddings)
-        wanted = self.engine.max_model_len
-        if wanted is not None and wanted > limit:
-            raise ValueError(
-                f"max_model_len is {wanted}: it must be at most the model's own {limit}"
-            )
-        return limit if wanted is None else wanted
+        return longest_sequence(self.path, self.engine, self.dtype)
 
     def identity(self) -> dict[str, str]:
         """Hashes of the checkpoint's small files and of its weights' names and sizes."""

@@ -209,6 +209,7 @@ def _print(report: Report, markdown: bool) -> None:
     console = Console(width=None if sys.stdout.isatty() else _WIDTH)
     console.print(tables.results_table(report))
     console.print(tables.peaks_table(report))
+    console.print(tables.time_table(report))
     for line in tables.notes(report):
         click.echo(line)
     if markdown:

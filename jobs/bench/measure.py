@@ -19,7 +19,8 @@ class Outcome:
 
     None where a system does not tell: `prefill_seconds`, `passes` (target passes summed over the
     sequences, their prefill not counted), `rounds` (decoding passes over the batch), `accepted` of
-    `drafted` tokens, `dropped` attention layers (mean over the sequences).
+    `drafted` tokens, `dropped` attention layers (mean over the sequences), `draft_seconds` and
+    `verify_seconds` (plain steps too), of whole passes.
     """
 
     seconds: float
@@ -32,6 +33,8 @@ class Outcome:
     drafted: int | None = None
     accepted: int | None = None
     dropped: float | None = None
+    draft_seconds: float | None = None
+    verify_seconds: float | None = None
 
     @property
     def tokens_per_second(self) -> float:
@@ -68,6 +71,19 @@ class Outcome:
         """Accepted / drafted tokens."""
         return (self.accepted or 0) / self.drafted if self.drafted else None
 
+    @property
+    def time_shares(self) -> dict[str, float] | None:
+        """Shares of the wall time: prefill, draft, verify, and elsewhere."""
+        parts = {
+            "prefill": self.prefill_seconds,
+            "draft": self.draft_seconds,
+            "verify": self.verify_seconds,
+        }
+        shares = {name: s / self.seconds for name, s in parts.items() if s is not None}
+        if len(shares) < len(parts):
+            return None
+        return shares | {"elsewhere": max(0.0, 1 - sum(shares.values()))}
+
 
 @dataclass(frozen=True, slots=True)
 class Shape:
@@ -95,6 +111,15 @@ def median_of(
     values = [number(o) for o in outcomes]
     known = [v for v in values if v is not None]
     return median(known) if known and len(known) == len(values) else None
+
+
+def time_shares(outcomes: Sequence[Outcome]) -> dict[str, float] | None:
+    """The median shares of the wall time; None where a system does not tell."""
+    shares = [o.time_shares for o in outcomes]
+    known = [s for s in shares if s is not None]
+    if not known or len(known) < len(shares):
+        return None
+    return {name: median(s[name] for s in known) for name in known[0]}
 
 
 def ratios(outcomes: Sequence[Outcome], plain: Sequence[Outcome]) -> list[float]:

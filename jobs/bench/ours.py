@@ -52,17 +52,21 @@ class Ours:
     def run(self) -> dict[str, Any]:
         """Decode all prompts of the cell."""
         synchronize()
+        assert self._engine is not None
+        before = self._engine.counters
         start = time.perf_counter()
         done, rounds = self._decode(self._cell["prompts"], self._cell["max_tokens"])
         synchronize()
         seconds = time.perf_counter() - start
-        stats = [c.stats for c in done]
+        stats, after = [c.stats for c in done], self._engine.counters
         return {
             "seconds": seconds,
             "sequences": len(done),
             "prompt_tokens": sum(s.prompt_tokens for s in stats),
             "completion_tokens": sum(s.completion_tokens for s in stats),
-            "prefill_seconds": sum(s.prefill_seconds for s in stats),
+            "prefill_seconds": after.prefill_seconds - before.prefill_seconds,
+            "draft_seconds": after.draft_seconds - before.draft_seconds,
+            "verify_seconds": after.verify_seconds - before.verify_seconds,
             "passes": sum(s.num_spec_steps for s in stats),
             "rounds": rounds,
             "drafted": sum(s.num_draft_tokens for s in stats),

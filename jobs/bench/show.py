@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from jobs.bench.measure import Achieved, achieved, cell_numbers, ratios
+from jobs.bench.measure import Achieved, Outcome, achieved, cell_numbers, ratios, time_shares
 from jobs.bench.runner import Report
 from jobs.bench.settings import Cell
 from jobs.bench.systems import PLAIN
@@ -29,8 +29,14 @@ def cells(report: Report) -> list[dict[str, Any]]:
                 "temperature": cell.temperature,
             }
             | {key: _rounded(value) for key, value in numbers.items()}
+            | _shares(outcomes)
         )
     return entries
+
+
+def _shares(outcomes: list[Outcome]) -> dict[str, Any]:
+    shares = time_shares(outcomes)
+    return {} if shares is None else {"time": {k: round(v, _DIGITS) for k, v in shares.items()}}
 
 
 def _rounded(value: float | None) -> float | None:

@@ -102,6 +102,16 @@ def peaks_table(report: Report) -> Table:
     return table
 
 
+def time_table(report: Report) -> Table:
+    """Where the time of our own systems goes."""
+    table = _table("Shares of the time", "", ("prefill", "draft", "verify", "elsewhere"))
+    for e in cells(report):
+        if "time" in e:
+            where = _where(e["workload"], e["batch"], e["temperature"])
+            table.add_row(f"{e['system']}: {where}", *(f"{s:.0%}" for s in e["time"].values()))
+    return table
+
+
 def _share(value: float | None, peak: float) -> str:
     return "-" if value is None else f"{value:.1f} ({value / peak:.0%})"
 

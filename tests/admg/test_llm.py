@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from admg.config import EngineConfig, SamplingParams
-from admg.llm import LLM, check_checkpoint
+from admg.families import read_model_config
+from admg.kv_arena import bytes_per_slot
+from admg.llm import LLM, check_checkpoint, longest_sequence
 from tests.admg.decoding import decode, drafting, engine_config, load, requests_for
 
 VOCAB_SIZE = 320
@@ -121,3 +124,23 @@ def test_what_is_no_checkpoint_is_refused_in_one_sentence(tmp_path: Path) -> Non
         assert str(error.value) and "\n" not in str(error.value)
     with pytest.raises(ValueError):
         check_checkpoint(tmp_path / "nowhere")
+
+
+def test_a_kv_budget_that_holds_no_sequence_is_refused_before_weights_are_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*_: object, **__: object) -> None:
+        raise AssertionError("the weights are read")
+
+    monkeypatch.setattr("admg.model.load_weights", read)
+    config = read_model_config(folder)
+    per_token = bytes_per_slot(config, torch.float32)
+    tight = EngineConfig(kv_budget_bytes=64 * per_token, max_model_len=65)
+    message = f"kv_budget_bytes is {64 * per_token}: it must be at least {96 * per_token} .* 65 "
+    with pytest.raises(ValueError, match=message):
+        LLM.load(folder, engine=tight, dtype="float32")
+    with pytest.raises(ValueError, match=message):
+        longest_sequence(folder, tight, "float32")
+    assert longest_sequence(folder, replace(tight, max_model_len=64), "float32") == 64
+    assert longest_sequence(folder, replace(tight, max_model_len=None), "float32") == 64
+    assert longest_sequence(folder, EngineConfig()) == config.max_position_embeddings

@@ -11,6 +11,7 @@ from jobs.bench.measure import (
     cell_numbers,
     median_of,
     ratios,
+    time_shares,
 )
 
 
@@ -73,3 +74,11 @@ def test_what_plain_decoding_reads_and_computes() -> None:
     pairs = sum(range(1, 6)) + sum(range(1, 8))
     assert got.prefill_gflops == pytest.approx((2 * 1000 * 12 + 4 * 16 * pairs) / 2 / 1e9)
     assert achieved([outcome(5.0)], shape, [5, 7], 4).decode_gbs is None
+
+
+def test_shares_of_the_time_add_up() -> None:
+    runs = [outcome(10.0, draft_seconds=4.0, verify_seconds=3.0)] * 2
+    assert time_shares(runs) == pytest.approx(
+        {"prefill": 0.1, "draft": 0.4, "verify": 0.3, "elsewhere": 0.2}
+    )
+    assert time_shares([*runs, outcome(10.0)]) is None

@@ -26,9 +26,9 @@ def prompts(count: int, poison: Mapping[int, str] | None = None) -> pa.Table:
     return pa.table({"id": list(range(count)), "prompt": texts})
 
 
-def config_of(folder: Path, table: pa.Table, shards: int = 1, **changes: Any) -> RunConfig:
-    """A configuration, with its input written."""
-    if not (folder / "in").exists():
+def config_of(folder: Path, table: pa.Table | None, shards: int = 1, **changes: Any) -> RunConfig:
+    """A configuration, with its input written where there is none yet."""
+    if table is not None and not (folder / "in").exists():
         size = -(-table.num_rows // shards)
         write_shards(folder / "in", [table.slice(i * size, size) for i in range(shards)])
     base = RunConfig(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from pipeline.run import run
 from tests.pipeline.faults.faulty import EXIT, KILL, RAISE, SEGV, FaultyStandIn, times
 from tests.pipeline.faults.oracle import check_output, config_of, prompts
+from tests.pipeline.faults.processes import program
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -34,3 +36,29 @@ def test_fault_06_each_way_to_die_in_one_job(tmp_path: Path) -> None:
     rows = check_output(config, table, dict.fromkeys((3, 12, 30), "crashed"))
     assert "the stand-in's matmul broke" in rows[30]["error_message"]
     assert times(tmp_path, "build") <= 13
+
+
+FIRST = """
+import pathlib
+from pipeline.run import run
+from tests.pipeline.faults.faulty import FaultyStandIn
+from tests.pipeline.faults.oracle import config_of
+folder = pathlib.Path({folder!r})
+run(config_of(folder, None), engine_factory=FaultyStandIn(folder=str(folder / "first")))
+"""
+
+
+def test_fault_06_what_is_known_survives_the_driver_and_its_cluster(tmp_path: Path) -> None:
+    table = prompts(40, {11: KILL})
+    config = config_of(tmp_path, table)
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    with program(FIRST.format(folder=str(tmp_path))) as process:
+        while times(first, "build") < 3 and process.poll() is None:
+            time.sleep(0.05)
+        assert process.poll() is None
+    run(config, engine_factory=FaultyStandIn(folder=str(second)))
+    rows = check_output(config, table, {11: "crashed"})
+    # Two deaths were seen by the first run; the second had at least that many less to see.
+    assert rows[11]["attempts"] >= 2 + times(second, "build") - 1

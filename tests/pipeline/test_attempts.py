@@ -1,0 +1,166 @@
+"""The record of attempts, the rules that follow from it, and the watchdog's question."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.attempts import (
+    FOLDER,
+    NO_WORD,
+    AttemptRecord,
+    Deaths,
+    Failure,
+    clear,
+    fold,
+    note_stop,
+    prepare_folder,
+)
+from pipeline.quarantine import Rules, code_of, describe
+from pipeline.storage import Store
+from pipeline.watchdog import Watched, overdue
+
+RULES = Rules(max_crashes=2, max_num_seqs=16, row_seconds=10.0, token_seconds=0.5)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    store = Store(str(tmp_path / "out"))
+    store.prepare()
+    prepare_folder(store)
+    return store
+
+
+def nothing_is_done(key: str) -> bool:
+    return False
+
+
+def test_what_was_in_flight_when_a_process_ended_counts(store: Store) -> None:
+    first = AttemptRecord(store, "actor", {})
+    first.begin(["a", "b"])
+    first.begin(["c"])
+    first.end(["b"])
+    second = AttemptRecord(store, "actor", {})
+    assert second.deaths("a") == Deaths(crashes=1, code="crashed", message=NO_WORD)
+    assert second.deaths("b") == Deaths()
+    assert second.deaths("c").total == 1
+    third = AttemptRecord(store, "actor", {})  # the second one held nothing
+    assert third.deaths("a").total == 1
+
+
+def test_who_is_alone_is_the_only_suspect(store: Store) -> None:
+    record = AttemptRecord(store, "actor", {})
+    record.begin(["a", "b", "c"])
+    record.alone(["b"])
+    record = AttemptRecord(store, "actor", {})
+    assert (record.deaths("a").total, record.deaths("b").alone) == (0, 1)
+    record.begin(["a", "c"])
+    record.alone(["b"])
+    record.alone(None)
+    record = AttemptRecord(store, "actor", {})
+    assert [record.deaths(k).total for k in "abc"] == [1, 1, 1]
+
+
+def test_the_last_word_names_cause_and_rows(store: Store) -> None:
+    record = AttemptRecord(store, "actor", {})
+    record.begin(["a", "b"])
+    record.died(Failure("out_of_memory", "no room", ("b",)))
+    record = AttemptRecord(store, "actor", {})
+    assert record.deaths("a").total == 0
+    assert record.deaths("b") == Deaths(ooms=1, alone=1, code="out_of_memory", message="no room")
+    assert record.full_ooms == 1
+
+
+def test_loads_count_until_one_works(store: Store) -> None:
+    assert [AttemptRecord(store, "actor", {}).loads for _ in range(3)] == [1, 2, 3]
+    record = AttemptRecord(store, "actor", {})
+    record.loaded()
+    assert AttemptRecord(store, "actor", {}).loads == 1
+
+
+def test_the_next_run_knows_what_all_actors_saw(store: Store) -> None:
+    AttemptRecord(store, "run1-x", {}).begin(["a", "b"])
+    AttemptRecord(store, "run1-y", {}).begin(["c"])
+    earlier = fold(store, lambda key: key == "b")
+    assert {key: deaths.total for key, deaths in earlier.items()} == {"a": 1, "c": 1}
+    assert store.names("", FOLDER) == ["before.json"]
+    AttemptRecord(store, "run2-x", earlier).begin(["a"])
+    again = fold(store, nothing_is_done)
+    assert {key: deaths.total for key, deaths in again.items()} == {"a": 2, "c": 1}
+    clear(store)
+    assert store.names("", FOLDER) == [] and fold(store, nothing_is_done) == {}
+
+
+def test_a_crash_while_folding_counts_nothing_twice(store: Store) -> None:
+    AttemptRecord(store, "run1-x", {}).begin(["a"])
+    left = store.read(f"{FOLDER}/run1-x.json")
+    fold(store, nothing_is_done)
+    store.write(f"{FOLDER}/run1-x.json", left)  # as if it had not been deleted yet
+    assert fold(store, nothing_is_done)["a"].total == 1
+
+
+def test_a_run_that_was_told_to_stop_blames_nobody(store: Store) -> None:
+    AttemptRecord(store, "run1-x", {}).begin(["a"])
+    AttemptRecord(store, "run1-y", {}).died(Failure("crashed", "broke", ("b",)))
+    note_stop(store, "run1")
+    assert set(fold(store, nothing_is_done)) == {"b"}
+
+
+@pytest.mark.parametrize(
+    ("deaths", "company", "guilty"),
+    [
+        (Deaths(), None, False),
+        (Deaths(crashes=1), None, False),
+        (Deaths(crashes=2), 8, False),
+        (Deaths(crashes=3), 1, False),
+        (Deaths(crashes=4, alone=1), 1, False),
+        (Deaths(crashes=5, alone=2), 1, True),
+        (Deaths(ooms=1), 8, False),
+        (Deaths(ooms=3), 2, False),
+        (Deaths(ooms=9), 1, False),
+        (Deaths(crashes=2, ooms=2), 4, False),
+        (Deaths(deadlines=1, code="deadline"), 8, False),
+        (Deaths(deadlines=2, code="deadline"), 1, False),
+        (Deaths(deadlines=3, alone=1, code="deadline"), 1, True),
+    ],
+)
+def test_suspicion_grows_with_deaths(deaths: Deaths, company: int | None, guilty: bool) -> None:
+    assert RULES.company(deaths) == company
+    assert (RULES.verdict(deaths) is not None) == guilty
+
+
+def test_a_batch_is_smaller_after_its_second_time_without_memory() -> None:
+    assert [RULES.batch(n) for n in range(6)] == [16, 16, 8, 8, 4, 4]
+    assert RULES.batch(99) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (MemoryError("x"), "out_of_memory", "the engine died: MemoryError: x"),
+        (
+            RuntimeError("CUDA out of memory. Tried to allocate"),
+            "out_of_memory",
+            "the engine died: RuntimeError: CUDA out of memory. Tried to allocate",
+        ),
+        (
+            RuntimeError("CUDA error: device-side assert triggered\nCompile with"),
+            "crashed",
+            "the GPU's state is lost: RuntimeError: CUDA error: device-side assert triggered",
+        ),
+        (ValueError(""), "crashed", "the engine died: ValueError: no message"),
+    ],
+)
+def test_what_an_exception_means(error: Exception, code: str, words: str) -> None:
+    assert (code_of(error), describe(error)) == (code, words)
+
+
+def test_overdue_rows() -> None:
+    a, b = Watched("a", since=0.0, seconds=10.0), Watched("b", since=5.0, seconds=20.0, turns=2)
+    assert overdue([], 0.0, 1e9) == ()
+    assert overdue([a, b], moved=9.0, now=9.5) == ()
+    assert overdue([a, b], moved=30.0, now=30.0) == ("a",)  # the others go on
+    assert overdue([a, b], moved=0.0, now=21.0) == ("a", "b")  # nothing moves
+    assert overdue([b], moved=45.0, now=44.0) == ()
+    assert overdue([b], moved=46.0, now=46.0) == ("b",)

@@ -111,10 +111,10 @@ def read_ledger(store: Store, id_column: str, names: Sequence[str] | None = None
     def one(name: str) -> tuple[LedgerFile, Keys, Keys, npt.NDArray[np.bool_]]:
         table, file = _read(store, name, [id_column, ROW_KEY, STATUS])
         keys = stored_keys(table[ROW_KEY])
-        parsed = FileName.parse(name)
-        if parsed is None or parsed.content != content_of(keys):
-            raise _changed(store, name, "its rows are not those that its name was made of")
         ok = pc.equal(table[STATUS], "ok").to_numpy()
+        parsed = FileName.parse(name)
+        if parsed is None or parsed.content != content_of(keys, ok):
+            raise _changed(store, name, "its rows are not those that its name was made of")
         schema = file.schema_arrow.remove_metadata()
         schema = schemas.setdefault(str(schema), schema)  # one object for a million files
         meta = file.metadata

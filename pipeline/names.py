@@ -13,11 +13,13 @@ import re
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from pipeline.fingerprint import Fingerprint
 from pipeline.keys import Keys
 
 SUFFIX = ".parquet"
+Flags = npt.NDArray[np.bool_]
 _DIGEST_CHARS = 12
 _PATTERN = re.compile(r"(part|merged)-([0-9a-f]{12})-(\d{8,})-([0-9a-f]{32})\.parquet")
 
@@ -32,9 +34,11 @@ class FileName:
     content: str
 
     @classmethod
-    def of(cls, fingerprint: Fingerprint, keys: Keys, fence: int, merged: bool = False) -> FileName:
-        """The name of the file that holds exactly the rows of these keys."""
-        return cls(fence, merged, fingerprint.digest[:_DIGEST_CHARS], content_of(keys))
+    def of(
+        cls, fingerprint: Fingerprint, keys: Keys, ok: Flags, fence: int, merged: bool = False
+    ) -> FileName:
+        """The name of the file that holds exactly these rows: their keys and which succeeded."""
+        return cls(fence, merged, fingerprint.digest[:_DIGEST_CHARS], content_of(keys, ok))
 
     @classmethod
     def parse(cls, name: str) -> FileName | None:
@@ -49,7 +53,13 @@ class FileName:
         return f"{kind}-{self.digest}-{self.fence:08d}-{self.content}{SUFFIX}"
 
 
-def content_of(keys: Keys) -> str:
-    """What a name says of its rows: it does not depend on their order."""
-    ordered = keys[np.lexsort((keys[:, 1], keys[:, 0]))]
-    return hashlib.blake2b(ordered.astype(">u8").tobytes(), digest_size=16).hexdigest()
+def content_of(keys: Keys, ok: Flags) -> str:
+    """What a name says of its rows: it does not depend on their order.
+
+    Success is part of it, so that a block that is decoded twice in one run, the second time in
+    vain, does not replace its first file.
+    """
+    order = np.lexsort((keys[:, 1], keys[:, 0]))
+    digest = hashlib.blake2b(keys[order].astype(">u8").tobytes(), digest_size=16)
+    digest.update(ok[order].tobytes())
+    return digest.hexdigest()

@@ -20,7 +20,7 @@ from ray.data.block import Block, BlockAccessor
 from pipeline.fingerprint import Fingerprint
 from pipeline.key_columns import stored_keys
 from pipeline.names import FileName
-from pipeline.schema import COMPLETION, ROW_KEY
+from pipeline.schema import COMPLETION, ROW_KEY, STATUS
 from pipeline.storage import Store
 
 FINGERPRINT_KEY = b"admg.fingerprint"
@@ -50,14 +50,16 @@ def encode(table: pa.Table, fingerprint: Fingerprint) -> pa.Buffer:
 def _repetitive(table: pa.Table) -> list[str]:
     """The flat columns in which a value comes twice on average: a dictionary makes them smaller."""
     unique = (table.schema.names[0], ROW_KEY, COMPLETION)
-    return [
-        field.name
-        for field in table.schema
-        if field.name not in unique
-        and not pt.is_nested(field.type)
-        and not pt.is_dictionary(field.type)
-        and 2 * pc.count_distinct(table[field.name]).as_py() <= table.num_rows
-    ]
+    return [n for n in table.schema.names if n not in unique and _repeats(table[n])]
+
+
+def _repeats(column: pa.ChunkedArray) -> bool:
+    if pt.is_dictionary(column.type):
+        return True
+    try:
+        return bool(2 * pc.count_distinct(column).as_py() <= len(column))
+    except pa.ArrowNotImplementedError:
+        return False  # nested, null, and whatever kept columns may be
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +79,10 @@ def commit(
     Raises:
         Fenced: the output has another owner by now, or the run is past decoding.
     """
-    name = str(FileName.of(fingerprint, stored_keys(table[ROW_KEY]), store.fence, merged))
-    store.write(name, encode(table, fingerprint))
-    return CommittedFile(name, table.num_rows, pc.sum(table["completion_tokens"]).as_py() or 0)
+    keys, ok = stored_keys(table[ROW_KEY]), pc.equal(table[STATUS], "ok").to_numpy()
+    name = FileName.of(fingerprint, keys, ok, store.fence, merged)
+    store.write(str(name), encode(table, fingerprint))
+    return CommittedFile(str(name), table.num_rows, pc.sum(table["completion_tokens"]).as_py() or 0)
 
 
 class ResultSink(Datasink[list[CommittedFile]]):

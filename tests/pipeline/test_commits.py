@@ -9,6 +9,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -52,14 +53,16 @@ def store(tmp_path: Path) -> Store:
 
 def test_names_depend_on_rows_fingerprint_and_run_alone() -> None:
     keys = as_keys([row_key(i, "p") for i in range(5)])
-    name = FileName.of(PRINT, keys, 7)
-    assert FileName.of(PRINT, keys[::-1], 7) == name
-    assert FileName.of(PRINT, keys[1:], 7) != name
-    assert FileName.of(Fingerprint({"model": "n"}), keys, 7) != name
+    ok = np.array([True, False, True, True, True])
+    name = FileName.of(PRINT, keys, ok, 7)
+    assert FileName.of(PRINT, keys[::-1], ok[::-1], 7) == name
+    assert FileName.of(PRINT, keys[1:], ok[1:], 7) != name
+    assert FileName.of(PRINT, keys, ~ok, 7) != name
+    assert FileName.of(Fingerprint({"model": "n"}), keys, ok, 7) != name
     assert FileName.parse(str(name)) == name
     assert str(name).startswith(f"part-{PRINT.digest[:12]}-00000007-")
-    merged = FileName.of(PRINT, keys, 7, merged=True)
-    assert FileName.of(PRINT, keys, 8) > merged > name
+    merged = FileName.of(PRINT, keys, ok, 7, merged=True)
+    assert FileName.of(PRINT, keys, ok, 8) > merged > name
     assert FileName.parse("other.parquet") is FileName.parse("part-0-1.parquet") is None
 
 

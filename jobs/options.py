@@ -237,7 +237,7 @@ _engine = [
         ENGINE,
         "--token-deadline-seconds",
         type=float,
-        help="Seconds more for each token of its prompt and longest completion.",
+        help="Seconds more for each token of its longest completion.",
         default=_RUN.token_deadline_seconds,
     ),
 ]

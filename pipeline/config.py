@@ -76,9 +76,9 @@ class RunConfig:
 
     A row that was in engines that died `max_crashes` times is decoded apart from others, and
     quarantined when it kills as many alone. A row may take `row_deadline_seconds`, and
-    `token_deadline_seconds` for each token of its prompt and its longest completion. A run in
-    which nothing moves for `stall_seconds` ends (None: half an hour, or twice what the longest row
-    may take).
+    `token_deadline_seconds` for each token of its longest completion and for every ten of its
+    prompt. A run in which nothing moves for `stall_seconds` ends (None: half an hour, or twice what
+    the longest row may take).
 
     A row whose id is committed with another prompt is a mistake, or decoded again (`on_changed`);
     `retry_failed` decodes again what earlier runs left as error rows. At the end small files
@@ -104,7 +104,7 @@ class RunConfig:
     retry_failed: bool = False
     max_rows_per_file: int = 100_000
     max_crashes: int = 2
-    row_deadline_seconds: float = 600.0
+    row_deadline_seconds: float = 300.0
     token_deadline_seconds: float = 2.0
     stall_seconds: float | None = None
 

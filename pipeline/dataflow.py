@@ -90,7 +90,7 @@ def _execute(
 ) -> list[CommittedFile]:
     """One execution of the dataset."""
     config = job.config
-    longest = safety.rules.deadline((job.limit or _LONG_PROMPT) + config.sampling.max_tokens)
+    longest = safety.rules.deadline(job.limit or _LONG_PROMPT, config.sampling.max_tokens)
     stall = patience(config, longest)
     oversight = Oversight(stall, min(_GRACE_SECONDS, stall), layout.needs)
     committed = Shared.of(ledger.keys()) if ledger.rows else None

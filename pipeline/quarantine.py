@@ -14,6 +14,7 @@ from pipeline.attempts import Deaths
 from pipeline.errors import CRASHED, DEADLINE, OUT_OF_MEMORY, RowError
 
 _SMALL_COMPANY = 8
+_PROMPT_TOKENS_A_STEP = 10
 # CUDA keeps these errors: whatever the process does next fails too. Matched in the message, for
 # torch raises a plain RuntimeError for most of them.
 _STICKY = (
@@ -32,7 +33,8 @@ class Rules:
 
     A row whose engines died `max_crashes` times is decoded in small company; one that was alone in
     as many deaths is quarantined. `max_num_seqs` is the engine's batch. A row may take
-    `row_seconds`, and `token_seconds` for each token of its prompt and its longest completion.
+    `row_seconds`, and `token_seconds` for each token of its longest completion, and for every ten
+    of its prompt.
     """
 
     max_crashes: int
@@ -66,9 +68,9 @@ class Rules:
         """
         return max(1, self.max_num_seqs >> full_ooms // 2)
 
-    def deadline(self, tokens: int) -> float:
-        """Seconds for a row with so many tokens, prompt and longest completion together."""
-        return self.row_seconds + self.token_seconds * tokens
+    def deadline(self, prompt: int, new: int) -> float:
+        """Seconds for a row with so many prompt tokens, which go many at a time, and new ones."""
+        return self.row_seconds + self.token_seconds * (new + prompt / _PROMPT_TOKENS_A_STEP)
 
 
 def code_of(error: BaseException) -> str:

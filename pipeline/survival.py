@@ -66,9 +66,9 @@ class ActorGuard:
 
     def watched(self, request: Request, ahead: int) -> Watched:
         """The row's deadline, from now."""
-        tokens = len(request.prompt_token_ids) + request.sampling.max_tokens
+        seconds = self.rules.deadline(len(request.prompt_token_ids), request.sampling.max_tokens)
         turns = 1 + -(-ahead // self.rules.max_num_seqs)
-        return Watched(request.key, time.monotonic(), self.rules.deadline(tokens), turns)
+        return Watched(request.key, time.monotonic(), seconds, turns)
 
     def alone(self, keys: Sequence[str] | None) -> None:
         """Put it on record before it is so."""

@@ -6,7 +6,7 @@ or torch. Every rejection is a `ValueError` of one sentence naming the field and
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from admg.config import EngineConfig, SamplingParams
@@ -16,6 +16,8 @@ PromptMode = Literal["raw", "chat", "template"]
 OnLong = Literal["error", "truncate-left", "truncate-right"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 OnChanged = Literal["refuse", "recompute"]
+
+_PARAMETERS = tuple(parameter.name for parameter in fields(SamplingParams))
 
 
 def _refuse(condition: bool, name: str, value: object, right: str) -> None:
@@ -84,6 +86,10 @@ class RunConfig:
     `retry_failed` decodes again what earlier runs left as error rows. At the end small files
     become files of up to `max_rows_per_file` rows (0: they stay as they are).
 
+    `row_parameters` are sampling parameters that rows may have of their own, in input columns of
+    these names. `allow_bad_shards` leaves out shards that cannot be used. Storage that throttles,
+    hangs or is full is tried again for `storage_patience_seconds`.
+
     Raises:
         ValueError: a value outside its range, by name.
     """
@@ -102,6 +108,9 @@ class RunConfig:
     rows_per_block: int | None = None
     on_changed: OnChanged = "refuse"
     retry_failed: bool = False
+    row_parameters: tuple[str, ...] = ()
+    allow_bad_shards: bool = False
+    storage_patience_seconds: float = 60.0
     max_rows_per_file: int = 100_000
     max_crashes: int = 2
     row_deadline_seconds: float = 300.0
@@ -136,10 +145,17 @@ class RunConfig:
         if self.stall_seconds is not None:
             _refuse(self.stall_seconds <= 0, "stall_seconds", self.stall_seconds, "above 0")
         _refuse(self.max_crashes < 1, "max_crashes", self.max_crashes, "at least 1")
+        unknown = sorted(set(self.row_parameters) - set(_PARAMETERS))
+        _refuse(bool(unknown), "row_parameters", unknown, f"some of {', '.join(_PARAMETERS)}")
+        repeated = len(set(self.row_parameters)) < len(self.row_parameters)
+        _refuse(repeated, "row_parameters", self.row_parameters, "parameters named once each")
+        patience = self.storage_patience_seconds
+        _refuse(patience < 0, "storage_patience_seconds", patience, "0 or more")
         for name in ("row_deadline_seconds", "token_deadline_seconds"):
             _refuse(getattr(self, name) <= 0, name, getattr(self, name), "above 0")
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The input columns that the run reads, the id first, each once."""
-        return tuple(dict.fromkeys((self.id_column, *self.keep, *self.prompt.columns)))
+        named = (self.id_column, *self.keep, *self.prompt.columns, *self.row_parameters)
+        return tuple(dict.fromkeys(named))

@@ -12,6 +12,7 @@ from ray.data import ActorPoolStrategy, Dataset
 
 from pipeline.attempts import clear, fold, note_stop
 from pipeline.blocks import measured_speed
+from pipeline.chunks import Chunk
 from pipeline.cluster import Cluster, connected, data_context
 from pipeline.decode import Decode
 from pipeline.errors import PipelineError
@@ -21,13 +22,13 @@ from pipeline.keys import KeySet, as_keys
 from pipeline.layout import LIGHT, Layout, layout_of, patience
 from pipeline.ledger import Ledger, read_ledger
 from pipeline.oversight import Oversight
+from pipeline.prepare import Prepare
 from pipeline.progress import Board, Tracker, Watch
 from pipeline.quarantine import Rules
 from pipeline.reasons import is_shrunk, reason_of
 from pipeline.shared import Shared, ToBoard
 from pipeline.sink import CommittedFile, ResultSink
-from pipeline.source import Chunk
-from pipeline.stages import Detokenize, Prepare, Tokenize
+from pipeline.stages import Detokenize, Tokenize
 from pipeline.survival import Safety
 
 _ACTORS_PER_TOKENIZER = 4
@@ -131,14 +132,17 @@ def _dataset(
     if isinstance(factory, ModelFactory) and not layout.gpus:
         factory = replace(factory, cpu_share=layout.actors)
     arrow: dict[str, Any] = {"batch_format": "pyarrow"}
-    prepare = Prepare(config.id_column, config.keep, config.prompt, committed)
+    parameters, law = config.row_parameters, config.sampling
+    prepare = Prepare(
+        config.id_column, config.keep, config.prompt, committed, parameters, sampling=law
+    )
     return (
-        job.source.dataset(chunks)
+        job.source.dataset(chunks, config.allow_bad_shards)
         .map_batches(prepare, batch_size=None, **arrow)
         .repartition(target_num_rows_per_block=layout.rows)
         .map_batches(
             Tokenize,
-            fn_constructor_args=(factory, config.prompt, job.limit),
+            fn_constructor_args=(factory, config.prompt, job.limit, law),
             compute=ActorPoolStrategy(size=-(-layout.actors // _ACTORS_PER_TOKENIZER)),
             batch_size=layout.rows,
             num_cpus=LIGHT if layout.cpus else 0.0,
@@ -146,7 +150,7 @@ def _dataset(
         )
         .map_batches(
             Decode,
-            fn_constructor_args=(factory, config.sampling, board, safety),
+            fn_constructor_args=(factory, law, board, safety),
             compute=ActorPoolStrategy(
                 size=layout.actors,
                 max_tasks_in_flight_per_actor=layout.in_flight,

@@ -11,14 +11,15 @@ from ray.data.block import BlockMetadata
 from ray.data.context import DataContext
 from ray.data.datasource import ReadTask
 
-from pipeline.source import Chunk
+from pipeline.chunks import Chunk
 
 
 class ChunkDatasource(Datasource):
-    """Reads chunks into tables of one schema."""
+    """Reads chunks into tables of one schema; `lenient` ends a chunk where it is bad."""
 
-    def __init__(self, chunks: Sequence[Chunk], schema: pa.Schema) -> None:
+    def __init__(self, chunks: Sequence[Chunk], schema: pa.Schema, lenient: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._read = Chunk.read_what_is_left if lenient else Chunk.read
         self._chunks = chunks
         self._schema = schema
 
@@ -35,7 +36,7 @@ class ChunkDatasource(Datasource):
         """One task a chunk, whatever parallelism is asked for: chunks are small already."""
         return [
             ReadTask(
-                partial(chunk.read, self._schema),
+                partial(self._read, chunk, self._schema),
                 BlockMetadata(
                     num_rows=chunk.rows,
                     size_bytes=None,
@@ -49,6 +50,6 @@ class ChunkDatasource(Datasource):
         ]
 
 
-def chunk_source(chunks: Sequence[Chunk], schema: pa.Schema) -> Datasource:
+def chunk_source(chunks: Sequence[Chunk], schema: pa.Schema, lenient: bool = False) -> Datasource:
     """The datasource of these chunks."""
-    return ChunkDatasource(chunks, schema)
+    return ChunkDatasource(chunks, schema, lenient)

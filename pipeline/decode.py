@@ -21,6 +21,7 @@ from pipeline.attempts import Deaths
 from pipeline.engine_loop import EngineLoop
 from pipeline.errors import MODEL_OUTPUT_INVALID, RowError
 from pipeline.factory import EngineFactory, EngineLike
+from pipeline.parameters import laws_of, parameters_in
 from pipeline.progress import Counters
 from pipeline.schema import (
     ERROR_CODE,
@@ -103,8 +104,11 @@ class Decode:
 
     async def _decoded(self, table: pa.Table, todo: list[int], keys: list[str]) -> list[Completion]:
         token_ids: list[list[int]] = table[PROMPT_TOKEN_IDS].to_pylist()
+        own = parameters_in(table)
+        laws = laws_of([own[i] for i in todo], self._sampling)
         rows = [
-            (Request(token_ids[i], self._sampling, keys[i]), self._company(keys[i])) for i in todo
+            (Request(token_ids[i], law, keys[i]), self._company(keys[i]))
+            for i, law in zip(todo, laws, strict=True)
         ]
         waiting: list[Future[Completion]] = self._loop.submit(rows)
         return list(await asyncio.gather(*map(asyncio.wrap_future, waiting)))

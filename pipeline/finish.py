@@ -44,7 +44,8 @@ def finish(
         _check_complete(job, scanned, ledger)
         best = best_rows(ledger, wanted)
         todo = plan(ledger, best, job.schema, job.config.max_rows_per_file)
-        if not todo and facts["rows_decoded"] == 0 and _is_finished(job.store):
+        nothing_new = facts["rows_decoded"] == 0 and not facts["bad_shards"]
+        if not todo and nothing_new and _is_finished(job.store):
             return _summary(job.store, ledger)  # the manifest of the run that did it all stays
         if todo:
             job.store.delete(SUCCESS)

@@ -10,6 +10,7 @@ from pipeline.config import RunConfig
 from pipeline.factory import EngineFactory
 from pipeline.fingerprint import Fingerprint, fingerprint
 from pipeline.ledger import check_same_job
+from pipeline.retry import Patience
 from pipeline.schema import output_schema
 from pipeline.source import Source, open_source
 from pipeline.storage import Store, resolve
@@ -34,7 +35,7 @@ def check_job(config: RunConfig, factory: EngineFactory) -> Job:
     Raises:
         ValueError: a user's mistake, in one sentence.
     """
-    store = Store(config.output)
+    store = Store(config.output, patience=Patience(config.storage_patience_seconds))
     _check_apart(config, store)
     source = open_source(config)
     schema = output_schema(source.schema, config.id_column, config.keep)

@@ -26,12 +26,29 @@ def _id_bytes(row_id: int | str) -> bytes:
 
 def row_key(row_id: int | str, prompt: str | None, parameters: str = "") -> bytes:
     """The key of a row: its id, its prompt (None where it has none) and its own parameters."""
-    digest = hashlib.blake2b(digest_size=KEY_BYTES, person=b"admg-row")
-    text = None if prompt is None else prompt.encode()
+    return row_keys([row_id], [prompt], [parameters])[0]
+
+
+def row_keys(
+    ids: Sequence[int | str], prompts: Sequence[str | None], parameters: Sequence[str]
+) -> list[bytes]:
+    """The keys of rows. Copying a begun digest and one update are what makes it quick."""
+    begun = hashlib.blake2b(digest_size=KEY_BYTES, person=b"admg-row")
+    keys = []
+    for row_id, prompt, own in zip(ids, prompts, parameters, strict=True):
+        digest = begun.copy()
+        digest.update(_content(_id_bytes(row_id), prompt, own))
+        keys.append(digest.digest())
+    return keys
+
+
+def _content(row_id: bytes, prompt: str | None, parameters: str) -> bytes:
     # Lengths in front keep ("a", "bc") apart from ("ab", "c").
-    for part in (_id_bytes(row_id), text, parameters.encode()):
-        digest.update(b"-" if part is None else b"%d:" % len(part) + part)
-    return digest.digest()
+    own = parameters.encode()
+    if prompt is None:
+        return b"%d:%b-%d:%b" % (len(row_id), row_id, len(own), own)
+    text = prompt.encode()
+    return b"%d:%b%d:%b%d:%b" % (len(row_id), row_id, len(text), text, len(own), own)
 
 
 def as_keys(keys: Sequence[bytes]) -> Keys:

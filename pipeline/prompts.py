@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from pipeline.config import OnLong, PromptConfig
@@ -34,6 +34,22 @@ class PromptBuilder:
     def __init__(self, config: PromptConfig) -> None:
         self._config = config
         self._template = None if config.template is None else Template.parse(config.template)
+
+    def build_all(self, columns: Sequence[Sequence[Any]]) -> list[str | RowError]:
+        """The prompts of rows, from the values of each of `PromptConfig.columns`."""
+        names = self._config.columns
+        if self._config.mode == "raw":
+            (texts,) = columns
+            # Most jobs and most rows: text that is there.
+            return [
+                text if type(text) is str and text and not text.isspace() else self._one(text)
+                for text in texts
+            ]
+        rows = zip(*columns, strict=True)
+        return [self.build(dict(zip(names, row, strict=True))) for row in rows]
+
+    def _one(self, value: Any) -> str | RowError:
+        return self.build({self._config.column: value})
 
     def build(self, row: Mapping[str, Any]) -> str | RowError:
         """The prompt of a row that has all of `PromptConfig.columns`."""
@@ -76,6 +92,10 @@ class PromptEncoder:
     chat: bool
     on_long: OnLong
     limit: int | None
+
+    def within(self, limit: int | None) -> PromptEncoder:
+        """The same with another limit."""
+        return self if limit == self.limit else replace(self, limit=limit)
 
     def encode(self, prompts: Sequence[str]) -> list[list[int] | RowError]:
         """Token ids, or what is wrong, for each prompt in its place."""

@@ -16,7 +16,7 @@ from pipeline.ledger import Ledger, check_same_job, common_schema, read_ledger
 from pipeline.manifest import SUCCESS, warn_of_lost_files, write_run
 from pipeline.progress import Progress, Tracker, ratio
 from pipeline.sink import CommittedFile
-from pipeline.source import ScannedChunk
+from pipeline.source import Scan, ScannedChunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,7 @@ class RunReport:
 
     `rows_reused` were committed by earlier runs; `seconds` and `tokens_per_second` are this run's,
     the latter over the time since the first model was loaded (0 where nothing was decoded).
+    `bad_shards` say, a sentence each, what was left out.
     """
 
     rows_total: int
@@ -41,6 +42,7 @@ class RunReport:
     speedup_end_to_end: float | None
     errors_by_code: dict[str, int]
     output: str
+    bad_shards: tuple[str, ...] = ()
 
 
 def run(
@@ -64,22 +66,20 @@ def run(
     tracker = Tracker(on_progress)
     tracker.phase("checking")
     job = check_job(config, engine_factory or ModelFactory.of(config))
-    scanned = job.source.scan(config)
+    scan = job.source.scan(config)
     with hold(job.store, lease_times) as lease:
-        return _run(replace(job, store=lease.store), scanned, lease, tracker, started)
+        return _run(replace(job, store=lease.store), scan, lease, tracker, started)
 
 
-def _run(
-    job: Job, scanned: Sequence[ScannedChunk], lease: Lease, tracker: Tracker, started: str
-) -> RunReport:
+def _run(job: Job, scan: Scan, lease: Lease, tracker: Tracker, started: str) -> RunReport:
     config = job.config
     check_same_job(job.store, job.fingerprint)  # again: another run may have come in between
     ledger = read_ledger(job.store, config.id_column)
     job = replace(job, schema=common_schema(job.store, ledger, job.schema))
     warn_of_lost_files(job.store, ledger)
     done = ledger.only_ok() if config.retry_failed else ledger
-    pending = _pending(job, scanned, ledger, done)
-    total = sum(s.chunk.rows for s in scanned)
+    pending = _pending(job, scan.chunks, ledger, done)
+    total = scan.rows
     todo = sum(rows for _, rows in pending)
     tracker.phase("starting", rows_total=total, rows_done=total - todo)
     files: Sequence[CommittedFile] = ()
@@ -88,6 +88,9 @@ def _run(
         job.store.delete(SUCCESS)
         write_run(job.store, config, job.fingerprint, started)
         files = decode(job, [s.chunk for s, _ in pending], done, tracker, total - todo)
+        if config.allow_bad_shards:
+            scan = scan.without_lost(s.chunk for s, _ in pending)
+            total = scan.rows
     speed = ratio(sum(f.completion_tokens for f in files), tracker.decoding_seconds) or 0.0
     tracker.phase("finishing", rows_done=total)
     facts = {
@@ -96,10 +99,11 @@ def _run(
         "rows_input": total,
         "rows_reused": total - todo,
         "rows_decoded": todo,
+        "bad_shards": [{"path": bad.path, "reason": str(bad)} for bad in scan.bad],
         "tokens_per_second": speed,
         "config": {"actors": config.actors, "rows_per_block": config.rows_per_block},
     }
-    summary = finish(job, scanned, lease, facts)
+    summary = finish(job, scan.chunks, lease, facts)
     return RunReport(
         rows_total=total,
         rows_ok=summary.rows - summary.rows_error,
@@ -111,6 +115,7 @@ def _run(
         tokens_per_second=speed,
         errors_by_code=summary.errors_by_code,
         output=config.output,
+        bad_shards=tuple(str(bad) for bad in scan.bad),
         **summary.statistics(),
     )
 

@@ -25,6 +25,7 @@ FINISH_REASON = "finish_reason"
 
 # Between stages only. The prefix keeps them apart from kept input columns, "prompt" for one.
 PROMPT = "_admg_prompt"
+PARAMETERS = "_admg_parameters"
 PROMPT_TOKEN_IDS = "_admg_prompt_token_ids"
 TOKEN_IDS = "_admg_token_ids"
 TOKEN_IDS_TYPE = pa.list_(pa.int32())

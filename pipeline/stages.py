@@ -1,123 +1,92 @@
 """The stages around Decode, each a callable from table to table that needs no Ray to be tested.
 
-Every row that goes into a stage comes out of it once; `Prepare` alone leaves rows out, those that
-are committed already. A row that became an error row passes through the later stages untouched.
+Every row that goes into a stage comes out of it once; `Prepare` (in its own file) alone leaves rows
+out, those that are committed already. A row that became an error row passes through the later
+stages untouched.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from admg.config import SamplingParams
 from pipeline.config import PromptConfig
-from pipeline.errors import RowError
+from pipeline.errors import BAD_PARAMETER, RowError
 from pipeline.factory import EngineFactory, TokenizerLike
-from pipeline.keys import KEY_BYTES, KeySet, as_keys, row_key
-from pipeline.prompts import NOT_UNICODE, PromptBuilder, PromptEncoder
+from pipeline.parameters import laws_of, parameters_in
+from pipeline.prompts import PromptEncoder
 from pipeline.schema import (
     COMPLETION,
     ERROR_CODE,
     ERROR_MESSAGE,
     PROMPT,
     PROMPT_TOKEN_IDS,
-    ROW_KEY,
     STATUS,
     TOKEN_IDS,
     TOKEN_IDS_TYPE,
 )
 
 
-def values_of(column: pa.ChunkedArray) -> list[Any]:
-    """A column's values; `NOT_UNICODE` where a text is not UTF-8 (Parquet does not check)."""
-    try:
-        return list(column.to_pylist())
-    except UnicodeDecodeError:
-        return [_value_of(scalar) for scalar in column]
+class Tokenize:
+    """Prompt -> prompt token ids that fit the model. Holds a tokenizer.
 
-
-def _value_of(scalar: pa.Scalar) -> Any:
-    try:
-        return scalar.as_py()
-    except UnicodeDecodeError:
-        return NOT_UNICODE
-
-
-@dataclass(frozen=True, slots=True)
-class PreparedRows:
-    """Prompts and keys of the rows of one table, in its order."""
-
-    ids: list[int | str]
-    prompts: list[str | RowError]
-    keys: list[bytes]
-
-
-def prepare_rows(table: pa.Table, id_column: str, config: PromptConfig) -> PreparedRows:
-    """Build the prompt and the key of every row."""
-    builder = PromptBuilder(config)
-    names = config.columns
-    columns = [values_of(table[name]) for name in names]
-    ids: list[int | str] = values_of(table[id_column])
-    rows = zip(*columns, strict=True)
-    prompts = [builder.build(dict(zip(names, row, strict=True))) for row in rows]
-    keys = [
-        row_key(row_id, None if isinstance(prompt, RowError) else prompt)
-        for row_id, prompt in zip(ids, prompts, strict=True)
-    ]
-    return PreparedRows(ids, prompts, keys)
-
-
-@dataclass(frozen=True, slots=True)
-class Prepare:
-    """Input columns -> id, kept columns, row key, prompt, error; committed rows are left out.
-
-    `committed` gives the committed keys: a function, so that the sorted array can stay in the
-    object store, where all processes of a machine share it.
+    Args:
+        factory: gives the tokenizer.
+        prompt: how prompts are made.
+        limit: the longest prompt in tokens beside the job's `max_tokens` (None: no limit).
+        sampling: the job's law; rows may have parameters of their own.
     """
 
-    id_column: str
-    keep: Sequence[str]
-    prompt: PromptConfig
-    committed: Callable[[], KeySet] | None = None
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        """One table of input rows to one of prepared rows."""
-        rows = prepare_rows(table, self.id_column, self.prompt)
-        errors = [p if isinstance(p, RowError) else None for p in rows.prompts]
-        out = table.select([self.id_column, *self.keep])
-        texts = [None if isinstance(p, RowError) else p for p in rows.prompts]
-        out = out.append_column(ROW_KEY, pa.array(rows.keys, pa.binary(KEY_BYTES)))
-        out = out.append_column(PROMPT, pa.array(texts, pa.string()))
-        out = _append_errors(out, errors)
-        if self.committed is None:
-            return out
-        return out.filter(pa.array(~self.committed().contains(as_keys(rows.keys))))
-
-
-class Tokenize:
-    """Prompt -> prompt token ids that fit the model. Holds a tokenizer."""
-
-    def __init__(self, factory: EngineFactory, prompt: PromptConfig, limit: int | None) -> None:
+    def __init__(
+        self,
+        factory: EngineFactory,
+        prompt: PromptConfig,
+        limit: int | None,
+        sampling: SamplingParams | None = None,
+    ) -> None:
         chat = prompt.mode == "chat"
         self._encoder = PromptEncoder(factory.tokenizer(), chat, prompt.on_long, limit)
+        self._sampling = sampling or SamplingParams()
+        self._context = None if limit is None else limit + self._sampling.max_tokens
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Replace the prompt's text by its token ids."""
         prompts = table[PROMPT].to_pylist()
         errors = errors_of(table)
-        good = [i for i, error in enumerate(errors) if error is None]
         token_ids: list[list[int]] = [[] for _ in prompts]
-        for i, encoded in zip(good, self._encoder.encode([prompts[i] for i in good]), strict=True):
-            if isinstance(encoded, RowError):
-                errors[i] = encoded
-            else:
-                token_ids[i] = encoded
+        for room, rows in self._by_room(table, errors).items():
+            found = self._encoder.within(room).encode([prompts[i] for i in rows])
+            for i, encoded in zip(rows, found, strict=True):
+                if isinstance(encoded, RowError):
+                    errors[i] = encoded
+                else:
+                    token_ids[i] = encoded
         out = table.drop_columns([PROMPT, ERROR_CODE, ERROR_MESSAGE])
         out = out.append_column(PROMPT_TOKEN_IDS, pa.array(token_ids, TOKEN_IDS_TYPE))
-        return _append_errors(out, errors)
+        return append_errors(out, errors)
+
+    def _by_room(
+        self, table: pa.Table, errors: list[RowError | None]
+    ) -> dict[int | None, list[int]]:
+        """The good rows by the longest prompt that their `max_tokens` leave room for."""
+        rooms: dict[int | None, list[int]] = {}
+        laws = laws_of(parameters_in(table), self._sampling, errors)
+        for i, (error, law) in enumerate(zip(errors, laws, strict=True)):
+            if error is not None:
+                continue
+            room = None if self._context is None else self._context - law.max_tokens
+            if room is not None and room < 1:
+                errors[i] = RowError(
+                    BAD_PARAMETER,
+                    f"max_tokens is {law.max_tokens}: it must leave room for a prompt in the "
+                    f"model's {self._context} tokens",
+                )
+            else:
+                rooms.setdefault(room, []).append(i)
+        return rooms
 
 
 class Detokenize:
@@ -152,7 +121,8 @@ def errors_of(table: pa.Table) -> list[RowError | None]:
     return [None if code is None else RowError(code, message) for code, message in pairs]
 
 
-def _append_errors(table: pa.Table, errors: Sequence[RowError | None]) -> pa.Table:
+def append_errors(table: pa.Table, errors: Sequence[RowError | None]) -> pa.Table:
+    """A table with the error of each row, which `errors_of` gives back."""
     codes = pa.array([e.code if e else None for e in errors], pa.string())
     messages = pa.array([e.message if e else None for e in errors], pa.string())
     return table.append_column(ERROR_CODE, codes).append_column(ERROR_MESSAGE, messages)

@@ -11,9 +11,34 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.pipeline.s3 import S3Server, environment, free_port, s3_server
+
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
+def s3_port() -> Iterator[int]:
+    """Where the S3 server is, if one runs: known to this process, and to Ray's when they start."""
+    port = free_port()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment(port).items():
+            patch.setenv(name, value)
+        yield port
+
+
+@pytest.fixture(scope="session")
+def s3_process(s3_port: int) -> Iterator[S3Server]:
+    with s3_server(s3_port) as server:
+        yield server
+
+
+@pytest.fixture
+def s3(s3_process: S3Server) -> S3Server:
+    """A real S3 server, which can be told to refuse requests."""
+    s3_process.forgive()
+    return s3_process
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(s3_port: int) -> Iterator[None]:
     """A local Ray that all tests share."""
     import ray
 

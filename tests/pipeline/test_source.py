@@ -215,12 +215,12 @@ def test_damaged_shards_are_named(
     path.write_bytes(content)
     config = config_of(folder)
     try:
-        scanned = open_source(config).scan(config)
+        scan = open_source(config).scan(config)
     except ValueError as error:
         assert "\n" not in str(error)
         assert str(path) in str(error)
     else:
-        assert sum(len(s.keys) for s in scanned) <= 200
+        assert sum(len(s.keys) for s in scan.chunks) <= 200
 
 
 def test_a_shard_that_vanishes_is_named(tmp_path: Path) -> None:

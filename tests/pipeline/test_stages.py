@@ -18,6 +18,7 @@ from pipeline.decode import Decode
 from pipeline.engine_loop import EngineDied, EngineLoop
 from pipeline.factory import EngineLike
 from pipeline.keys import KeySet, as_keys, row_key
+from pipeline.prepare import Prepare
 from pipeline.progress import Counters
 from pipeline.schema import (
     PROMPT,
@@ -26,7 +27,7 @@ from pipeline.schema import (
     check_statistics,
     output_schema,
 )
-from pipeline.stages import Detokenize, Prepare, Tokenize
+from pipeline.stages import Detokenize, Tokenize
 from tests.pipeline.standin import POISON, REFUSED, StandIn, StandInEngine, expected
 
 RAW = PromptConfig()

@@ -1,0 +1,105 @@
+"""An S3 server in a process of its own: input, output, state and resume, by the usual variables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from admg.config import EngineConfig, SamplingParams
+from pipeline.config import RunConfig
+from pipeline.manifest import read_manifest
+from pipeline.retry import Patience
+from pipeline.run import run
+from pipeline.shards import find_shards
+from pipeline.storage import Store, resolve
+from tests.pipeline.s3 import BUCKET, S3Server
+from tests.pipeline.standin import StandIn, expected
+
+MAX_TOKENS = 12
+
+
+def config_of(prefix: str, **changes: Any) -> RunConfig:
+    base = RunConfig(
+        input=(f"s3://{BUCKET}/{prefix}/in",),
+        output=f"s3://{BUCKET}/{prefix}/out",
+        model="stand-in",
+        sampling=SamplingParams(max_tokens=MAX_TOKENS),
+        engine=EngineConfig(max_num_seqs=8),
+        rows_per_block=8,
+    )
+    return replace(base, **changes)
+
+
+def put_shard(prefix: str, name: str, ids: Iterable[int]) -> None:
+    table = pa.table({"id": ids, "prompt": [f"prompt of {i}" for i in ids]})
+    filesystem, path = resolve(f"s3://{BUCKET}/{prefix}/in")
+    pq.write_table(table, f"{path}/{name}", filesystem=filesystem)
+
+
+def assert_decoded(config: RunConfig, ids: Iterable[int]) -> None:
+    filesystem, path = resolve(config.output)
+    rows = pq.read_table(path, filesystem=filesystem).to_pylist()
+    assert sorted(row["id"] for row in rows) == list(ids)
+    for row in rows:
+        assert row["completion"] == expected(f"prompt of {row['id']}", MAX_TOKENS)
+
+
+def test_stores_and_shards(s3: S3Server) -> None:
+    put_shard("store", "day=1/a.parquet", range(3))
+    put_shard("store", "b.parquet", range(3))
+    inputs = [f"s3://{BUCKET}/store/in", f"s3://{BUCKET}/store/in/*/a*"]
+    assert [s.path for s in find_shards(inputs)] == [
+        f"{BUCKET}/store/in/b.parquet",
+        f"{BUCKET}/store/in/day=1/a.parquet",
+    ]
+    with pytest.raises(ValueError, match="no such file or folder"):
+        find_shards([f"s3://{BUCKET}/nowhere"])
+    store = Store(f"s3://{BUCKET}/store/out")
+    assert store.names("") == []
+    store.prepare()
+    store.write("part-1.parquet", b"one")
+    store.write("part-1.parquet", b"two")
+    assert store.read("part-1.parquet") == b"two"
+    assert (store.exists("part-1.parquet"), store.exists("part-2.parquet")) == (True, False)
+    store.delete("part-1.parquet")
+    store.delete("part-1.parquet")
+    assert store.names("") == []
+
+
+def test_bursts_of_refusals_are_sat_out(s3: S3Server) -> None:
+    store = Store(f"s3://{BUCKET}/burst", patience=Patience(60, first=0.01, longest=0.05))
+    s3.refuse(".*", 12)
+    store.write("x", b"content")
+    assert store.names("") == ["x"]
+    assert store.read("x") == b"content"
+    assert store.exists("x")
+    assert len(s3.refused()) == 12
+    s3.refuse("DELETE", 5)
+    store.delete("x")
+    assert len(s3.refused()) == 5
+    assert not store.exists("x")
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_run_on_s3_and_its_resume(s3: S3Server) -> None:
+    put_shard("whole", "a.parquet", range(20))
+    put_shard("whole", "b.parquet", range(20, 40))
+    config = config_of("whole")
+    report = run(config, engine_factory=StandIn())
+    assert (report.rows_ok, report.rows_reused) == (40, 0)
+    assert_decoded(config, range(40))
+    first = s3.objects("whole/out")
+    assert "_SUCCESS" in first
+    assert read_manifest(config.output)["totals"]["rows"] == 40
+
+    put_shard("whole", "c.parquet", range(40, 50))
+    report = run(config, engine_factory=StandIn())
+    assert (report.rows_ok, report.rows_reused) == (50, 40)
+    assert_decoded(config, range(50))
+    parts = {name: data for name, data in first.items() if name.endswith(".parquet")}
+    assert {name: s3.objects("whole/out")[name] for name in parts} == parts

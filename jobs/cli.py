@@ -62,7 +62,7 @@ def run(ctx: click.Context, config: str | None, **flags: Any) -> None:
     job = JobFile() if config is None else read_job_file(config)
     settings = run_config(flags, job, config)
     report = _run(ctx, settings)
-    if report.rows_error:
+    if report.rows_error or report.bad_shards:
         ctx.exit(EXIT_ERROR_ROWS)
 
 
@@ -105,6 +105,8 @@ def _run(ctx: click.Context, settings: RunConfig) -> RunReport:
             tokens_per_second=report.tokens_per_second,
         )
     )
+    for sentence in report.bad_shards:
+        click.echo(f"Left out: {sentence}", err=True)
     return report
 
 

@@ -19,7 +19,7 @@ EXIT_CODES = """\
 Exit codes:
   0    every row has a completion
   2    a mistake in the command, the job file or the input; nothing was started
-  3    finished, and some rows are error rows
+  3    finished, and some rows are error rows, or bad shards were left out
   4    ended early, or another run holds the output; the same command goes on from what is there
   130  interrupted (Ctrl-C or SIGTERM); the same command goes on from what is committed
 """

@@ -78,6 +78,9 @@ class JobFile(_Table):
     keep: list[str] | None = None
     on_changed: Literal["refuse", "recompute"] | None = None
     retry_failed: bool | None = None
+    row_parameters: list[str] | None = None
+    allow_bad_shards: bool | None = None
+    storage_patience: float | None = None
     max_rows_per_file: int | None = None
     prompt: PromptTable = PromptTable()
     sampling: SamplingTable = SamplingTable()

@@ -70,5 +70,10 @@ def listing(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:
     return list(value) if value else None
 
 
+def names(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    """Names between commas."""
+    return None if value is None else [name.strip() for name in value.split(",") if name.strip()]
+
+
 def switch(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:
     return True if value else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import click
 
 from admg.config import DraftConfig, EngineConfig, SamplingParams
-from jobs.option_kinds import ExampleCommand, ExampleGroup, apply, listing, option, switch
+from jobs.option_kinds import ExampleCommand, ExampleGroup, apply, listing, names, option, switch
 from pipeline.config import PromptConfig, RunConfig
 
 __all__ = ["ExampleCommand", "ExampleGroup", "run_options"]
@@ -67,6 +67,21 @@ _data = [
         help="At the end small files become files of up to this many rows; 0 leaves them.",
         default=_RUN.max_rows_per_file,
     ),
+    option(
+        DATA,
+        "--allow-bad-shards",
+        is_flag=True,
+        callback=switch,
+        help="Leave out shards that cannot be used, and exit with 3.",
+    ),
+    option(
+        DATA,
+        "--storage-patience",
+        metavar="SECONDS",
+        type=float,
+        help="How long storage that throttles, hangs or is full is tried again.",
+        default=f"{_RUN.storage_patience_seconds:g}",
+    ),
 ]
 
 _prompt = [
@@ -101,6 +116,13 @@ _law = [
     option(LAW, "--min-p", type=float, help="0 is off.", default=_LAW.min_p),
     option(
         LAW, "--repetition-penalty", type=float, help="1 is off.", default=_LAW.repetition_penalty
+    ),
+    option(
+        LAW,
+        "--row-parameters",
+        metavar="NAMES",
+        callback=names,
+        help="Of these, as in max_tokens,seed, rows may have their own in columns named so.",
     ),
     option(LAW, "--seed", type=int, help="Names the noise of the job.", default=_LAW.seed),
     option(

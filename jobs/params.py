@@ -28,6 +28,7 @@ _OPTION_OF = {
     "quantile": "drop_quantile",
     "count": "drop_layers",
     "kv_budget_bytes": "kv_budget",
+    "storage_patience_seconds": "storage_patience",
 }
 
 
@@ -107,6 +108,8 @@ def run_config(flags: Mapping[str, Any], job: JobFile, source: str | None = None
     top = _same("input", "output", "model", "id_column", "keep")
     top |= _same("max_crashes", "row_deadline_seconds", "token_deadline_seconds")
     top |= _same("on_changed", "retry_failed", "max_rows_per_file")
+    top |= _same("row_parameters", "allow_bad_shards")
+    top["storage_patience"] = "storage_patience_seconds"
     return values.build(
         RunConfig,
         top | _same("actors", "gpus_per_actor", "dtype", "rows_per_block"),

@@ -16,7 +16,8 @@ from dataclasses import replace
 
 from admg.config import EngineConfig, SamplingParams
 from admg.drafters.confidence_exit import ConfidenceExit
-from admg.drafters.self_draft import Draft, SelfDrafter
+from admg.drafters.draft import Draft
+from admg.drafters.self_draft import SelfDrafter
 from admg.invariants import check_commit, check_round
 from admg.kv_arena import KVArena
 from admg.limits import Limits
@@ -174,7 +175,7 @@ class Engine:
         draft = Draft.empty(len(sequences))
         plain = self._drafter is None or self._rounds % PLAIN_EVERY == 0
         if self._drafter is not None and not plain:
-            draft = self._drafter.draft(sequences)
+            self._drafter.draft(sequences, [s.draft_limit for s in sequences], draft)
         drafted_at = time.perf_counter()
         if self._config.check:
             check_round(sequences, draft, self._arena, self._by_rejection)
@@ -191,7 +192,7 @@ class Engine:
             count, reason = outcomes[i]
             accepted = min(len(verdict.accepted), count)
             drafted = len(draft.tokens[i])
-            s.tally.count_step(accepted, drafted, count, draft.source, seconds, plain_seconds)
+            s.tally.count_step(accepted, draft.sources[i], count, seconds, plain_seconds)
             self._count_round(drafted, accepted)
             if s.exit is not None:
                 s.exit.update(drafted, accepted, s.plan.draft_tokens if s.plan else drafted)

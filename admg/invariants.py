@@ -7,7 +7,7 @@ derived from token ids, rows that share or lose slots.
 
 from __future__ import annotations
 
-from admg.drafters.self_draft import Draft
+from admg.drafters.draft import Draft
 from admg.kv_arena import KVArena
 from admg.sequence import Sequence
 

@@ -31,15 +31,20 @@ class Tally:
     drafted: dict[str, int] = field(default_factory=dict)
 
     def count_step(
-        self, accepted: int, drafted: int, committed: int, source: str, seconds: float, plain: float
+        self,
+        accepted: int,
+        drafted: list[tuple[str, int]],
+        committed: int,
+        seconds: float,
+        plain: float,
     ) -> None:
         """One verification pass: `plain` is the calibrated time of a plain step in its place."""
         while len(self.histogram) <= accepted:
             self.histogram.append(0)
         self.histogram[accepted] += 1
         self.committed += committed
-        if drafted:
-            self.drafted[source] = self.drafted.get(source, 0) + drafted
+        for source, count in drafted:
+            self.drafted[source] = self.drafted.get(source, 0) + count
         self.decode_seconds += seconds
         self.plain_seconds += committed * plain
 

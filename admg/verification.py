@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from admg.batch import RaggedBatch
-from admg.drafters.self_draft import Draft
+from admg.drafters.draft import Draft
 from admg.kv_arena import KVArena
 from admg.model import Transformer
 from admg.noise import ACCEPT, RESIDUAL, position_key, uniform
@@ -88,7 +88,10 @@ def _by_rejection(
     q = torch.zeros_like(p)
     for i, laws in enumerate(draft.laws):
         for j, law in enumerate(laws):
-            q[i, j] = law
+            if law is None:
+                q[i, j, draft.tokens[i][j]] = 1.0
+            else:
+                q[i, j] = law
     longest = drafts.shape[1]
     u = torch.zeros(drafts.shape, dtype=torch.float64)
     starts = [sum(counts[:i]) for i in range(len(counts))]

@@ -9,34 +9,16 @@ verification overwrites them in every layer, so the draft needs no cache of its 
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from admg.batch import RaggedBatch, SubBatch
+from admg.drafters.draft import Draft
 from admg.kv_arena import KVArena
 from admg.model import LayerMembers, Transformer
 from admg.noise import DRAFT
 from admg.sampling import Sampler, confidence
 from admg.sequence import Sequence
-
-
-@dataclass(slots=True)
-class Draft:
-    """Draft tokens per sequence of the round (possibly none), where they came from, their laws.
-
-    `laws` [i][j] [V] is the law that token j of sequence i was drawn from; only kept when
-    verification by rejection asks for it.
-    """
-
-    tokens: list[list[int]]
-    source: str = "none"
-    laws: list[list[Tensor]] = field(default_factory=list)
-
-    @classmethod
-    def empty(cls, count: int) -> Draft:
-        """No draft for any of `count` sequences: plain decoding."""
-        return cls([[] for _ in range(count)], laws=[[] for _ in range(count)])
 
 
 def layer_members(
@@ -67,15 +49,12 @@ class SelfDrafter:
         self._sampler = sampler
         self._keep_laws = keep_laws
 
-    def draft(self, sequences: list[Sequence]) -> Draft:
-        """Draft tokens for each sequence, up to its own limit or its own exit."""
-        draft = Draft.empty(len(sequences))
-        draft.source = self.source
-        active = [i for i, s in enumerate(sequences) if s.draft_limit > 0]
+    def draft(self, sequences: list[Sequence], limits: list[int], draft: Draft) -> None:
+        """Append draft tokens for each sequence, up to its limit or its own exit."""
+        active = [i for i, limit in enumerate(limits) if limit > 0]
         while active:
             self._extend(draft, sequences, active)
-            active = [i for i in active if not self._ended(draft.tokens[i], sequences[i])]
-        return draft
+            active = [i for i in active if not self._ended(draft, i, limits[i], sequences[i])]
 
     def _extend(self, draft: Draft, sequences: list[Sequence], active: list[int]) -> None:
         parts = []
@@ -98,7 +77,7 @@ class SelfDrafter:
         else:
             tokens = self._sampler.draw(logits, rows)
         for i, token in zip(active, tokens.tolist(), strict=True):
-            draft.tokens[i].append(token)
+            draft.add(i, [token], self.source)
         self._note_confidence(logits, tokens, [sequences[i] for i in active])
 
     def _note_confidence(self, logits: Tensor, tokens: Tensor, sequences: list[Sequence]) -> None:
@@ -109,8 +88,8 @@ class SelfDrafter:
                 s.exit.last = p
 
     @staticmethod
-    def _ended(drafted: list[int], sequence: Sequence) -> bool:
+    def _ended(draft: Draft, i: int, limit: int, sequence: Sequence) -> bool:
         # A drafted stop token ends the draft: whatever followed it would be thrown away.
-        if len(drafted) >= sequence.draft_limit or drafted[-1] in sequence.stops:
+        if draft.drafted(i, SelfDrafter.source) >= limit or draft.tokens[i][-1] in sequence.stops:
             return True
         return sequence.exit is not None and sequence.exit.stops()

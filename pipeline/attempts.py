@@ -4,7 +4,7 @@ Each Decode actor keeps one small object in the output's `_admg/attempts/`. It n
 may be in the engine, and is written before they get there. A process that starts and finds the
 record of the actor that it replaces knows that its predecessor died, and with which rows; a run
 that starts finds the records of all actors of the runs before it. What follows from a row's deaths
-is decided in `quarantine`.
+is decided in `quarantine`; what one run leaves to the next, in `history`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,7 @@ from pipeline.errors import CRASHED, DEADLINE, OUT_OF_MEMORY
 from pipeline.storage import STATE, Store
 
 FOLDER = f"{STATE}/attempts"
-_BEFORE = "before.json"
-_STOPPED = "stopped.json"
-_SUFFIX = ".json"
+SUFFIX = ".json"
 # A record whose writer hangs in the storage must not keep a dead engine alive.
 _LOCK_SECONDS = 20.0
 NO_WORD = "the process ended without a word: killed, out of host memory, or a fault in native code"
@@ -67,8 +65,17 @@ class Failure:
     rows: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class History:
+    """What earlier runs saw: the deaths of rows, of one actor's processes, and those explained."""
+
+    rows: Mapping[str, Deaths] = field(default_factory=dict)
+    deaths: int = 0
+    explained: int = 0
+
+
 @dataclass(slots=True)
-class _State:
+class State:
     """What one actor's object holds."""
 
     in_flight: list[str] = field(default_factory=list)
@@ -77,6 +84,9 @@ class _State:
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     loads: int = 0
     full_ooms: int = 0
+    deaths: int = 0
+    explained: int = 0
+    guilty: list[str] = field(default_factory=list)
 
     def charge(self, earlier: Mapping[str, Deaths]) -> None:
         """Turn what a dead process left behind into deaths of its rows."""
@@ -86,15 +96,21 @@ class _State:
             failure = Failure(**{**self.failure, "rows": tuple(self.failure["rows"])})
             if failure.code == OUT_OF_MEMORY and self.alone is None:
                 self.full_ooms += 1
+        self.deaths += bool(failure.rows)
         for key in failure.rows:
-            known = self.deaths(key, earlier)
+            known = self.known(key, earlier)
             more = known.plus(failure.code, failure.message, len(failure.rows) == 1)
             self.rows[key] = asdict(more)
         self.in_flight, self.alone, self.failure = [], None, None
 
-    def deaths(self, key: str, earlier: Mapping[str, Deaths]) -> Deaths:
+    def known(self, key: str, earlier: Mapping[str, Deaths]) -> Deaths:
         """What is known of a row."""
         return Deaths(**self.rows[key]) if key in self.rows else earlier.get(key, Deaths())
+
+    def all_explained(self, earlier: Mapping[str, Deaths], but: str = "") -> int:
+        """Deaths that guilty rows have caused."""
+        guilty = (key for key in self.guilty if key != but)
+        return self.explained + sum(self.known(key, earlier).total for key in guilty)
 
 
 class AttemptRecord:
@@ -109,14 +125,16 @@ class AttemptRecord:
         OSError: from any method, where the storage refuses.
     """
 
-    def __init__(self, store: Store, name: str, earlier: Mapping[str, Deaths]) -> None:
+    def __init__(self, store: Store, name: str, earlier: History | None = None) -> None:
         self._store = store
-        self._name = f"{FOLDER}/{name}{_SUFFIX}"
+        self._name = f"{FOLDER}/{name}{SUFFIX}"
         self._lock = threading.Lock()
-        self._earlier = earlier
+        known = History() if earlier is None else earlier
+        self._earlier = known.rows
         found = store.exists(self._name)
-        self._state = _parse(store.read(self._name)) if found else _State()
-        self._state.charge(earlier)
+        new = State(deaths=known.deaths, explained=known.explained)
+        self._state = parse_state(store.read(self._name)) if found else new
+        self._state.charge(self._earlier)
         self._state.loads += 1
         self._write()
 
@@ -132,7 +150,17 @@ class AttemptRecord:
 
     def deaths(self, key: str) -> Deaths:
         """What is known of a row."""
-        return self._state.deaths(key, self._earlier)
+        return self._state.known(key, self._earlier)
+
+    def other_deaths(self, key: str) -> int:
+        """Deaths that neither this row nor one that was found guilty can have caused."""
+        known = self._state.all_explained(self._earlier, but=key) + self.deaths(key).total
+        return max(0, self._state.deaths - known)
+
+    def find_guilty(self, key: str) -> None:
+        """This row is to blame for its deaths; it is not forgotten."""
+        if key not in self._state.guilty:
+            self._change(lambda s: s.guilty.append(key))
 
     def loaded(self) -> None:
         """The engine is there."""
@@ -142,11 +170,11 @@ class AttemptRecord:
         """These rows may enter the engine from now on."""
         self._change(lambda s: s.in_flight.extend(keys))
 
-    def end(self, keys: Sequence[str], keep: Sequence[str] = ()) -> None:
-        """These rows are done; only what was found out about `keep` is remembered."""
-        done, gone = set(keys), set(keys).difference(keep)
+    def end(self, keys: Sequence[str]) -> None:
+        """These rows are done, and forgotten but for the guilty ones."""
+        done, gone = set(keys), set(keys).difference(self._state.guilty)
 
-        def change(s: _State) -> None:
+        def change(s: State) -> None:
             s.in_flight = [k for k in s.in_flight if k not in done]
             s.rows = {k: v for k, v in s.rows.items() if k not in gone}
 
@@ -160,7 +188,7 @@ class AttemptRecord:
         """The last word of a process that is about to leave."""
         self._change(lambda s: setattr(s, "failure", asdict(failure)))
 
-    def _change(self, change: Callable[[_State], object]) -> None:
+    def _change(self, change: Callable[[State], object]) -> None:
         if not self._lock.acquire(timeout=_LOCK_SECONDS):
             raise TimeoutError("the record of attempts is being written for too long")
         try:
@@ -173,57 +201,6 @@ class AttemptRecord:
         self._store.write(self._name, json.dumps(asdict(self._state)).encode())
 
 
-def _parse(data: bytes) -> _State:
-    return _State(**json.loads(data))
-
-
-def fold(store: Store, is_done: Callable[[str], bool]) -> dict[str, Deaths]:
-    """What the runs before this one have seen, in one object; their actors' records go.
-
-    A row that is committed needs no memory. The names of the records are kept with the sum, so
-    that a crash in between counts nothing twice. Nobody else may be at work on this output.
-    """
-    prepare_folder(store)
-    names = [n for n in store.names(_SUFFIX, FOLDER) if n not in (_BEFORE, _STOPPED)]
-    before: dict[str, Any] = {"folded": [], "rows": {}}
-    if store.exists(f"{FOLDER}/{_BEFORE}"):
-        before = json.loads(store.read(f"{FOLDER}/{_BEFORE}"))
-    stopped = ""
-    if store.exists(f"{FOLDER}/{_STOPPED}"):
-        stopped = json.loads(store.read(f"{FOLDER}/{_STOPPED}"))["run"]
-    rows = {key: Deaths(**deaths) for key, deaths in before["rows"].items()}
-    for name in names:
-        if name in before["folded"]:
-            continue
-        state = _parse(store.read(f"{FOLDER}/{name}"))
-        if stopped and name.startswith(stopped) and state.failure is None:
-            state.in_flight, state.alone = [], []  # it was told to stop
-        state.charge(rows)
-        for key, deaths in state.rows.items():
-            seen = Deaths(**deaths)
-            if seen.total > rows.get(key, Deaths()).total:
-                rows[key] = seen
-    rows = {key: deaths for key, deaths in rows.items() if not is_done(key)}
-    if names or rows or before["rows"]:
-        content = {"folded": names, "rows": {k: asdict(d) for k, d in rows.items()}}
-        store.write(f"{FOLDER}/{_BEFORE}", json.dumps(content).encode())
-    for name in (*names, _STOPPED):
-        store.delete(f"{FOLDER}/{name}")
-    return rows
-
-
-def prepare_folder(store: Store) -> None:
-    """Make the folder where there are folders."""
-    if store.filesystem.type_name in ("local", "hdfs"):
-        store.filesystem.create_dir(store.path(FOLDER), recursive=True)
-
-
-def note_stop(store: Store, run: str) -> None:
-    """The actors of this run end because somebody wants it: no row is to blame."""
-    store.write(f"{FOLDER}/{_STOPPED}", json.dumps({"run": run}).encode())
-
-
-def clear(store: Store) -> None:
-    """Every row is committed: nothing needs to be remembered."""
-    for name in store.names(_SUFFIX, FOLDER):
-        store.delete(f"{FOLDER}/{name}")
+def parse_state(data: bytes) -> State:
+    """An object's content."""
+    return State(**json.loads(data))

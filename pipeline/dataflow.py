@@ -10,13 +10,13 @@ from typing import Any
 import ray
 from ray.data import ActorPoolStrategy, Dataset
 
-from pipeline.attempts import clear, fold, note_stop
 from pipeline.blocks import measured_speed
 from pipeline.chunks import Chunk
 from pipeline.cluster import Cluster, connected, data_context
 from pipeline.decode import Decode
 from pipeline.errors import PipelineError
 from pipeline.factory import ModelFactory
+from pipeline.history import clear, fold, note_stop
 from pipeline.job import Job
 from pipeline.keys import KeySet, as_keys
 from pipeline.layout import LIGHT, Layout, layout_of, patience

@@ -98,8 +98,7 @@ class Decode:
         for i, completion in zip(todo, done, strict=True):
             results[i] = row_result(completion, 1 + self._deaths(keys[i]).total)
         if self._record is not None and todo:
-            guilty = [k for k, r in zip(keys, results, strict=True) if r.error is not None]
-            await asyncio.to_thread(self._record.end, keys, guilty)
+            await asyncio.to_thread(self._record.end, keys)
         yield with_results(table, results)
 
     async def _decoded(self, table: pa.Table, todo: list[int], keys: list[str]) -> list[Completion]:
@@ -121,12 +120,13 @@ class Decode:
 
     def _before(self, key: str, error: RowError | None) -> RowResult:
         """A row that is an error already, or is guilty; or the empty result of one to decode."""
-        if error is not None or self._safety is None:
+        if error is not None or self._safety is None or self._record is None:
             return RowResult(error=error)
-        deaths = self._deaths(key)
-        verdict = self._safety.rules.verdict(deaths)
+        deaths = self._record.deaths(key)
+        verdict = self._safety.rules.verdict(deaths, self._record.other_deaths(key))
         if verdict is None:
             return RowResult()
+        self._record.find_guilty(key)
         return RowResult(error=verdict, finish_reason="error", attempts=deaths.total)
 
 

@@ -42,10 +42,15 @@ class Rules:
     row_seconds: float
     token_seconds: float
 
-    def verdict(self, deaths: Deaths) -> RowError | None:
-        """The error of a row that is guilty. A deadline that is missed alone needs no repetition:
-        no accident does that, and each try takes as long as the deadline is."""
-        if deaths.alone < (1 if deaths.code == DEADLINE else self.max_crashes):
+    def verdict(self, deaths: Deaths, others: int = 0) -> RowError | None:
+        """The error of a row that is guilty.
+
+        Where engines die without it too (`others` times), chance gets more chances: each doubling
+        of them asks for one more death alone. A deadline that is missed alone needs no repetition:
+        no accident does that, and each try takes as long as the deadline is.
+        """
+        needed = self.max_crashes + (others + 1).bit_length() - 1
+        if deaths.alone < (1 if deaths.code == DEADLINE else needed):
             return None
         times = f"{deaths.total} attempts, {deaths.alone} of them with no other row to suspect"
         return RowError(deaths.code, f"{deaths.message} ({times})")

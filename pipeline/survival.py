@@ -10,12 +10,12 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
 from admg.request import Request
-from pipeline.attempts import AttemptRecord, Deaths, Failure
+from pipeline.attempts import AttemptRecord, Failure, History
 from pipeline.engine_loop import EngineDied, EngineLoop
 from pipeline.quarantine import Rules
 from pipeline.storage import Store
@@ -39,7 +39,7 @@ class Safety:
     store: Store
     run: str
     rules: Rules
-    earlier: Callable[[], Mapping[str, Deaths]] = dict
+    earlier: Callable[[], History] = History
     others_work: Callable[[], bool] = bool
 
     def record(self, actor: str) -> AttemptRecord:

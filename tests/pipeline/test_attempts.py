@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pipeline.attempts import (
-    FOLDER,
-    NO_WORD,
-    AttemptRecord,
-    Deaths,
-    Failure,
-    clear,
-    fold,
-    note_stop,
-    prepare_folder,
-)
+from pipeline.attempts import FOLDER, NO_WORD, AttemptRecord, Deaths, Failure, History
+from pipeline.history import clear, fold, note_stop, prepare_folder
 from pipeline.quarantine import Rules, code_of, describe
 from pipeline.storage import Store
 from pipeline.watchdog import Watched, overdue
@@ -37,74 +29,74 @@ def nothing_is_done(key: str) -> bool:
 
 
 def test_what_was_in_flight_when_a_process_ended_counts(store: Store) -> None:
-    first = AttemptRecord(store, "actor", {})
+    first = AttemptRecord(store, "actor")
     first.begin(["a", "b"])
     first.begin(["c"])
     first.end(["b"])
-    second = AttemptRecord(store, "actor", {})
+    second = AttemptRecord(store, "actor")
     assert second.deaths("a") == Deaths(crashes=1, code="crashed", message=NO_WORD)
     assert second.deaths("b") == Deaths()
     assert second.deaths("c").total == 1
-    third = AttemptRecord(store, "actor", {})  # the second one held nothing
+    third = AttemptRecord(store, "actor")  # the second one held nothing
     assert third.deaths("a").total == 1
 
 
 def test_who_is_alone_is_the_only_suspect(store: Store) -> None:
-    record = AttemptRecord(store, "actor", {})
+    record = AttemptRecord(store, "actor")
     record.begin(["a", "b", "c"])
     record.alone(["b"])
-    record = AttemptRecord(store, "actor", {})
+    record = AttemptRecord(store, "actor")
     assert (record.deaths("a").total, record.deaths("b").alone) == (0, 1)
     record.begin(["a", "c"])
     record.alone(["b"])
     record.alone(None)
-    record = AttemptRecord(store, "actor", {})
+    record = AttemptRecord(store, "actor")
     assert [record.deaths(k).total for k in "abc"] == [1, 1, 1]
 
 
 def test_the_last_word_names_cause_and_rows(store: Store) -> None:
-    record = AttemptRecord(store, "actor", {})
+    record = AttemptRecord(store, "actor")
     record.begin(["a", "b"])
     record.died(Failure("out_of_memory", "no room", ("b",)))
-    record = AttemptRecord(store, "actor", {})
+    record = AttemptRecord(store, "actor")
     assert record.deaths("a").total == 0
     assert record.deaths("b") == Deaths(ooms=1, alone=1, code="out_of_memory", message="no room")
     assert record.full_ooms == 1
 
 
 def test_loads_count_until_one_works(store: Store) -> None:
-    assert [AttemptRecord(store, "actor", {}).loads for _ in range(3)] == [1, 2, 3]
-    record = AttemptRecord(store, "actor", {})
+    assert [AttemptRecord(store, "actor").loads for _ in range(3)] == [1, 2, 3]
+    record = AttemptRecord(store, "actor")
     record.loaded()
-    assert AttemptRecord(store, "actor", {}).loads == 1
+    assert AttemptRecord(store, "actor").loads == 1
 
 
 def test_the_next_run_knows_what_all_actors_saw(store: Store) -> None:
-    AttemptRecord(store, "run1-x", {}).begin(["a", "b"])
-    AttemptRecord(store, "run1-y", {}).begin(["c"])
+    AttemptRecord(store, "run1-x").begin(["a", "b"])
+    AttemptRecord(store, "run1-y").begin(["c"])
     earlier = fold(store, lambda key: key == "b")
-    assert {key: deaths.total for key, deaths in earlier.items()} == {"a": 1, "c": 1}
+    assert {key: deaths.total for key, deaths in earlier.rows.items()} == {"a": 1, "c": 1}
     assert store.names("", FOLDER) == ["before.json"]
     AttemptRecord(store, "run2-x", earlier).begin(["a"])
     again = fold(store, nothing_is_done)
-    assert {key: deaths.total for key, deaths in again.items()} == {"a": 2, "c": 1}
+    assert {key: deaths.total for key, deaths in again.rows.items()} == {"a": 2, "c": 1}
     clear(store)
-    assert store.names("", FOLDER) == [] and fold(store, nothing_is_done) == {}
+    assert store.names("", FOLDER) == [] and fold(store, nothing_is_done) == History()
 
 
 def test_a_crash_while_folding_counts_nothing_twice(store: Store) -> None:
-    AttemptRecord(store, "run1-x", {}).begin(["a"])
+    AttemptRecord(store, "run1-x").begin(["a"])
     left = store.read(f"{FOLDER}/run1-x.json")
     fold(store, nothing_is_done)
     store.write(f"{FOLDER}/run1-x.json", left)  # as if it had not been deleted yet
-    assert fold(store, nothing_is_done)["a"].total == 1
+    assert fold(store, nothing_is_done).rows["a"].total == 1
 
 
 def test_a_run_that_was_told_to_stop_blames_nobody(store: Store) -> None:
-    AttemptRecord(store, "run1-x", {}).begin(["a"])
-    AttemptRecord(store, "run1-y", {}).died(Failure("crashed", "broke", ("b",)))
+    AttemptRecord(store, "run1-x").begin(["a"])
+    AttemptRecord(store, "run1-y").died(Failure("crashed", "broke", ("b",)))
     note_stop(store, "run1")
-    assert set(fold(store, nothing_is_done)) == {"b"}
+    assert set(fold(store, nothing_is_done).rows) == {"b"}
 
 
 @pytest.mark.parametrize(
@@ -128,6 +120,31 @@ def test_a_run_that_was_told_to_stop_blames_nobody(store: Store) -> None:
 def test_suspicion_grows_with_deaths(deaths: Deaths, company: int | None, guilty: bool) -> None:
     assert RULES.company(deaths) == company
     assert (RULES.verdict(deaths) is not None) == guilty
+
+
+def test_in_a_world_of_accidents_more_is_asked_for() -> None:
+    needed = {0: 2, 1: 3, 2: 3, 3: 4, 7: 5, 15: 6}
+    for others, alone in needed.items():
+        deaths = Deaths(crashes=9, alone=alone, code="crashed")
+        assert RULES.verdict(deaths, others) is not None
+        assert RULES.verdict(replace(deaths, alone=alone - 1), others) is None
+    late = Deaths(deadlines=3, alone=1, code="deadline")
+    assert RULES.verdict(late, 99) is not None
+
+
+def test_deaths_without_a_row_do_not_speak_against_it(store: Store) -> None:
+    for key in ("a", "a", "b", "c"):
+        record = AttemptRecord(store, "run-x")
+        record.begin([key])
+        record.alone([key])
+    record = AttemptRecord(store, "run-x")
+    assert [record.other_deaths(k) for k in "abcd"] == [2, 3, 3, 4]
+    record.find_guilty("a")
+    record.end(["a"])
+    assert [record.other_deaths(k) for k in "bcd"] == [1, 1, 2]
+    assert fold(store, nothing_is_done).deaths == 4
+    later = AttemptRecord(store, "next-x", fold(store, nothing_is_done))
+    assert [later.other_deaths(k) for k in "bcd"] == [1, 1, 2]
 
 
 def test_a_batch_is_smaller_after_its_second_time_without_memory() -> None:

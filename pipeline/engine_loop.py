@@ -100,6 +100,9 @@ class EngineLoop:
         The futures raise `EngineDied` when the engine does, also after it.
         """
         entries = [Entry(request, Future(), company) for request, company in rows]
+        for entry in entries:
+            # From here on nobody can cancel it, as asyncio would when a neighbour fails.
+            entry.future.set_running_or_notify_cancel()
         with self._lock:
             if self._death is None:
                 self._inbox.put(entries)

@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 TABLE = prompts(200)
 LOSE = """
-import logging, pathlib, threading, time, ray
+import logging, os, pathlib, threading, time, ray
 from ray.cluster_utils import Cluster
 from pipeline.run import run
 from tests.pipeline.faults.test_fault_03_04_22_nodes import TABLE
@@ -28,18 +28,24 @@ cluster = Cluster(initialize_head=True, head_node_args={{"num_cpus": {head}}})
 node = cluster.add_node(num_cpus={other})
 ray.init(cluster.address, logging_level=logging.ERROR, log_to_driver=False)
 
-def lose():
-    while len(list((folder / "out").glob("*.parquet"))) < 6:
-        time.sleep(0.05)
-    cluster.remove_node(node, allow_graceful=False)
-    print("lost a machine", flush=True)
-    if {replaced}:
-        cluster.add_node(num_cpus={other})
+def work():
+    config = config_of(folder, TABLE, shards=4, actors=2, rows_per_block=8, stall_seconds={stall})
+    report = run(config, engine_factory=StandIn(step_seconds=0.2))
+    print("rows", report.rows_ok, report.rows_error, flush=True)
 
-threading.Thread(target=lose, daemon=True).start()
-config = config_of(folder, TABLE, shards=4, actors=2, rows_per_block=8, stall_seconds={stall})
-report = run(config, engine_factory=StandIn(step_seconds=0.2))
-print("rows", report.rows_ok, report.rows_error, flush=True)
+worker = threading.Thread(target=work, daemon=True)
+worker.start()
+while len(list((folder / "out").glob("*.parquet"))) < 6 and worker.is_alive():
+    time.sleep(0.05)
+assert worker.is_alive()
+cluster.remove_node(node, allow_graceful=False)
+print("lost a machine", flush=True)
+if {replaced}:
+    cluster.add_node(num_cpus={other})
+worker.join()
+ray.shutdown()
+cluster.shutdown()
+os._exit(0)  # what Cluster leaves for the interpreter's end trips over the node that is gone
 """
 
 

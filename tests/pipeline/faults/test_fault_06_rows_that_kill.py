@@ -29,6 +29,7 @@ def test_fault_06_a_row_that_kills_is_quarantined_and_its_neighbours_finish(tmp_
     assert not list((tmp_path / "out" / "_admg" / "attempts").iterdir())
 
 
+@pytest.mark.slow
 def test_fault_06_each_way_to_die_in_one_job(tmp_path: Path) -> None:
     table = prompts(32, {3: EXIT, 12: SEGV, 30: RAISE})
     config = config_of(tmp_path, table, max_crashes=1)

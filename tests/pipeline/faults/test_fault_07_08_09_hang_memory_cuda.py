@@ -31,6 +31,7 @@ def test_fault_07_a_row_without_end_is_found_among_others_that_go_on(tmp_path: P
     assert rows[9]["attempts"] <= 3
 
 
+@pytest.mark.slow
 def test_fault_08_memory_that_runs_out_once_costs_nothing_but_time(tmp_path: Path) -> None:
     table = prompts(24)
     config = config_of(tmp_path, table)

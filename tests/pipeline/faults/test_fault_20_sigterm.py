@@ -25,7 +25,7 @@ main(["run", "--input", {input!r}, "--output", {output!r}, "--model", "stand-in"
 """
 
 
-@pytest.mark.parametrize("grace", [3, 60])
+@pytest.mark.parametrize("grace", [pytest.param(3, marks=pytest.mark.slow), 60])
 def test_fault_20_a_run_that_is_told_to_stop(tmp_path: Path, grace: int, ray_cluster: None) -> None:
     config = config_of(tmp_path, TABLE, rows_per_block=4)
     code = COMMAND.format(input=config.input[0], output=config.output)

@@ -54,7 +54,8 @@ def id_keys(column: pa.ChunkedArray) -> Keys:
 def _keys_of(chunk: pa.Array) -> Keys:
     kind = chunk.type
     if pt.is_dictionary(kind):
-        return _keys_of(chunk.dictionary)[chunk.indices.to_numpy(zero_copy_only=False)]
+        keys: Keys = _keys_of(chunk.dictionary)[chunk.indices.to_numpy(zero_copy_only=False)]
+        return keys
     if pt.is_integer(kind):
         numbers = chunk.to_numpy(zero_copy_only=False)
         tags = np.where(numbers < 0, _NEGATIVE, _NUMBER)

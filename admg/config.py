@@ -119,6 +119,9 @@ class DraftConfig:
     `drafter` "none" is plain decoding. `draft_tokens` is the longest draft of a round.
     `exit_threshold` (None: off) is the start value of Draft & Verify's adaptive confidence exit,
     kept per sequence. `similarity_decay` weighs the prompt's tokens in the "decay" mean.
+    `hole_filling` puts the running mean of a dropped layer's verified output in its place, in
+    which a token weighs `hole_filling_decay` of the one after it. `remake_after` (None: off) is
+    the number of verified tokens after which the layers to drop are chosen anew, by them.
 
     Raises:
         ValueError: a value outside its range, by name.
@@ -131,6 +134,9 @@ class DraftConfig:
     similarity_decay: float = 0.99
     exit_threshold: float | None = None
     verification: Verification = "shared"
+    hole_filling: bool = True
+    hole_filling_decay: float = 0.9
+    remake_after: int | None = None
 
     def __post_init__(self) -> None:
         _refuse(self.drafter not in ("admg", "none"), "drafter", self.drafter, "admg or none")
@@ -157,6 +163,14 @@ class DraftConfig:
             self.verification,
             "shared or token",
         )
+        _refuse(
+            not 0 < self.hole_filling_decay <= 1,
+            "hole_filling_decay",
+            self.hole_filling_decay,
+            "in (0, 1]",
+        )
+        if self.remake_after is not None:
+            _refuse(self.remake_after < 1, "remake_after", self.remake_after, "at least 1")
 
 
 @dataclass(frozen=True, slots=True)

@@ -180,7 +180,7 @@ class Engine:
         if self._config.check:
             check_round(sequences, draft, self._arena, self._by_rejection)
         verdicts = verify(
-            self._model, self._arena, self._sampler, sequences, draft, self._by_rejection
+            self._model, self._arena, self._sampler, sequences, draft, self._config.draft
         )
         self._counters.draft_seconds += drafted_at - start
         self._counters.verify_seconds += time.perf_counter() - drafted_at
@@ -245,7 +245,7 @@ class Engine:
         sequences = [s for s in placed if s is not None]
         start = time.perf_counter()
         empty = Draft.empty(len(sequences))
-        verify(self._model, self._arena, self._sampler, sequences, empty, self._by_rejection)
+        verify(self._model, self._arena, self._sampler, sequences, empty, self._config.draft)
         seconds = time.perf_counter() - start
         for s in sequences:
             self._scheduler.retire(s)

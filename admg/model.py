@@ -3,9 +3,9 @@
 Shapes: T tokens of the pass, D hidden size, H query heads, K KV heads, d head size, F feed-forward
 size, V vocabulary, N rows whose logits are wanted.
 
-One forward serves prefill, verification and drafting. What a draft leaves out comes in as a value
-(`LayerMembers`), never as a flag of the model; the empty value is the full model. This file knows
-nothing about rounds, sampling or text.
+One forward serves prefill, verification and drafting. What a draft leaves out, and what it adds
+instead, come in as values (`LayerMembers`, `fill`), never as flags of the model; without them it is
+the full model. This file knows nothing about rounds, sampling or text.
 """
 
 from __future__ import annotations
@@ -106,12 +106,14 @@ class Transformer:
         arena: KVArena,
         *,
         members: LayerMembers | None = None,
-        observer: AttentionObserver | None = None,
+        fill: Tensor | None = None,
+        observers: Sequence[AttentionObserver] = (),
     ) -> Tensor:
         """Hidden states [T, D] before the final norm; writes keys and values of the layers run.
 
         A sequence that is not a member of a layer's attention skips it: it neither reads nor
-        writes keys and values there, and its residual stream passes unchanged.
+        writes keys and values there, and `fill` [L, T, D] is added to its residual stream in the
+        layer's place (nothing without it). Observers see the layers that all sequences run.
         """
         x = F.embedding(batch.token_ids, self._embed)
         cos, sin = self._cos[batch.positions], self._sin[batch.positions]
@@ -119,13 +121,16 @@ class Transformer:
             part = members[layer] if members is not None else None
             if part is None:
                 added = self._attention(layer, weights, x, cos, sin, batch, arena)
-                if observer is not None:
+                for observer in observers:
                     observer.see(layer, x, added)
                 x = x + added
-            elif part.batch.segments:
-                i = part.index
-                added = self._attention(layer, weights, x[i], cos[i], sin[i], part.batch, arena)
-                x = x.index_add(0, i, added)
+            else:
+                added = torch.zeros_like(x) if fill is None else fill[layer]
+                if part.batch.segments:
+                    i = part.index
+                    own = self._attention(layer, weights, x[i], cos[i], sin[i], part.batch, arena)
+                    added = added.index_copy(0, i, own)
+                x = x + added
             x = x + self._mlp(weights, x)
         return x
 

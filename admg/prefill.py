@@ -9,11 +9,11 @@ import torch
 from admg.batch import RaggedBatch
 from admg.config import DraftConfig
 from admg.kv_arena import KVArena
+from admg.learning import PromptObservers
 from admg.model import Transformer
 from admg.sampling import Sampler, finite_rows
 from admg.scheduler import Chunk
 from admg.sequence import Sequence
-from admg.similarity import SimilarityObserver
 
 
 def prefill_pass(
@@ -31,8 +31,14 @@ def prefill_pass(
     """
     start = time.perf_counter()
     batch = RaggedBatch.build([c.part for c in chunks], model.device)
-    observer = _observer(model, chunks, draft) if draft.drafter != "none" else None
-    hidden = model.forward(batch, arena, observer=observer)
+    observers = PromptObservers(
+        model,
+        draft,
+        [c.sequence.computed for c in chunks],
+        [c.count for c in chunks],
+        [c.sequence.prompt_length for c in chunks],
+    )
+    hidden = model.forward(batch, arena, observers=observers.all)
     complete = [c.finishes for c in chunks]
     ends = [s.first + s.count - 1 for s, end in zip(batch.segments, complete, strict=True) if end]
     finished = [c.sequence for c, end in zip(chunks, complete, strict=True) if end]
@@ -48,23 +54,8 @@ def prefill_pass(
         s = chunk.sequence
         s.computed += chunk.count
         s.tally.prefill_seconds += seconds * chunk.count / total
-        if observer is not None:
-            sums = observer.sums[i]
-            s.similarity_sums = sums if s.similarity_sums is None else s.similarity_sums + sums
-            s.similarity_weight += float(observer.weight[i])
-            if complete[i]:
-                s.similarity = tuple((s.similarity_sums / s.similarity_weight).tolist())
-                s.similarity_sums = None
+        s.learned = observers.onto(s.learned, i)
+        if complete[i]:
+            s.similarity = s.learned.similarity
+            s.learned = s.learned.after_prompt(draft.remake_after is not None)
     return list(zip(finished, tokens, strict=True))
-
-
-def _observer(model: Transformer, chunks: list[Chunk], draft: DraftConfig) -> SimilarityObserver:
-    return SimilarityObserver(
-        [c.sequence.computed for c in chunks],
-        [c.count for c in chunks],
-        [c.sequence.prompt_length for c in chunks],
-        model.config.num_layers,
-        draft.similarity,
-        draft.similarity_decay,
-        model.device,
-    )

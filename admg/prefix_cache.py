@@ -4,23 +4,24 @@ Shapes: L layers, K KV heads, P tokens of the prefix, d head size.
 
 The rows of a job share their instructions and their few-shot examples. Their keys and values do
 not depend on what follows, so they are computed once and copied into the extent of every sequence
-that begins with them; the sums of ADMG's similarity over these tokens go along, so that a plan
-still rests on the whole prompt.
+that begins with them; what these tokens taught about similarities and hole fillings goes along, so
+that a plan still rests on the whole prompt.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from admg.batch import RaggedBatch
 from admg.config import EngineConfig
 from admg.kv_arena import KVArena
+from admg.learned import Learned
+from admg.learning import PromptObservers
 from admg.model import Transformer
 from admg.sequence import Sequence
-from admg.similarity import SimilarityObserver
 
 # Copying fewer tokens gains nothing over computing them in a pass that runs anyway.
 MIN_TOKENS = 16
@@ -30,16 +31,15 @@ MAX_SHARE = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
-    """P tokens, their keys and values [L, K, P, d], and their part of the similarity's sums.
+    """P tokens, their keys and values [L, K, P, d], and what they taught.
 
-    `sums` [L] and `weight` are as if the prompt ended with the prefix.
+    That is as if the prompt ended with the prefix.
     """
 
     tokens: list[int]
     keys: Tensor
     values: Tensor
-    sums: Tensor | None
-    weight: float
+    learned: Learned
 
     def begins(self, prompt: list[int]) -> bool:
         """Whether a prompt begins with these tokens and goes on: its last token is computed."""
@@ -74,34 +74,34 @@ class PrefixCache:
             return 0
         self._arena.paste(s.extent, prefix.keys, prefix.values)
         s.computed = len(prefix.tokens)
-        if prefix.sums is not None:
+        s.learned = prefix.learned
+        if prefix.learned.similarity_sums is not None:
+            # A similarity's weights look back from the prompt's end; hole filling ages by itself.
             draft, after = self._config.draft, s.prompt_length - s.computed
             share = {"mean": 1.0, "last": 0.0}.get(draft.similarity, draft.similarity_decay**after)
-            s.similarity_sums = prefix.sums * share
-            s.similarity_weight = prefix.weight * share
+            s.learned = replace(
+                s.learned,
+                similarity_sums=prefix.learned.similarity_sums * share,
+                similarity_weight=prefix.learned.similarity_weight * share,
+            )
         return s.computed
 
     def _compute(self, tokens: list[int]) -> Prefix | None:
         extent = self._arena.allocate(len(tokens))
         if extent is None:
             return None
-        sums, weight = None, 0.0
-        draft, device = self._config.draft, self._model.device
+        learned = Learned()
         for start in range(0, len(tokens), self._config.prefill_tokens):
             part = tokens[start : start + self._config.prefill_tokens]
-            observer = None
-            if draft.drafter != "none":
-                layers = self._model.config.num_layers
-                how = (layers, draft.similarity, draft.similarity_decay, device)
-                observer = SimilarityObserver([start], [len(part)], [len(tokens)], *how)
-            batch = RaggedBatch.build([(part, start, extent)], device)
-            self._model.forward(batch, self._arena, observer=observer)
-            if observer is not None:
-                sums = observer.sums[0] if sums is None else sums + observer.sums[0]
-                weight += float(observer.weight[0])
+            observers = PromptObservers(
+                self._model, self._config.draft, [start], [len(part)], [len(tokens)]
+            )
+            batch = RaggedBatch.build([(part, start, extent)], self._model.device)
+            self._model.forward(batch, self._arena, observers=observers.all)
+            learned = observers.onto(learned, 0)
         keys, values = self._arena.copy(extent, len(tokens))
         self._arena.release(extent)
-        return Prefix(tokens, keys, values, sums, weight)
+        return Prefix(tokens, keys, values, learned)
 
 
 def _shared(prompts: Seq[list[int]]) -> int:

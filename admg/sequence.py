@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from torch import Tensor
-
 from admg.drafters.confidence_exit import ConfidenceExit
 from admg.kv_arena import Extent
+from admg.learned import Learned
 from admg.plan import DraftPlan
 from admg.request import Request
 from admg.sampling import LawRow
@@ -70,8 +69,7 @@ class Sequence:
     exit: ConfidenceExit | None = None
     salt: int = 0
     similarity: tuple[float, ...] = ()
-    similarity_sums: Tensor | None = None
-    similarity_weight: float = 0.0
+    learned: Learned = field(default_factory=Learned)
     tally: Tally = field(default_factory=Tally)
 
     @property

@@ -4,7 +4,8 @@ Shapes: T tokens of a pass, B sequences of the pass, L layers, D hidden size.
 
 For each sequence and layer the cosine of x and x + Attn(norm(x)), fp32, over the prompt's tokens:
 their mean, the last token's value, or a mean with decay towards the last (DESIGN §4.3.1, our
-reading of the paper). Gathered during prefill, chunk by chunk; no extra pass.
+reading of the paper). Gathered during prefill, chunk by chunk, and for a plan that is to be remade
+over the first verified tokens; no extra pass.
 """
 
 from __future__ import annotations
@@ -52,8 +53,28 @@ class SimilarityObserver:
 
     def see(self, layer: int, x: Tensor, added: Tensor) -> None:
         """Add the cosines of input `x` [T, D] and output `x + added` of one attention layer."""
-        x, y = x.float(), (x + added).float()
-        dot = (x * y).sum(dim=-1)
-        norms = torch.linalg.vector_norm(x, dim=-1) * torch.linalg.vector_norm(y, dim=-1)
-        cosine = dot / norms.clamp_min(torch.finfo(torch.float32).tiny)
-        self.sums[:, layer].index_add_(0, self._owner, cosine * self._weights)
+        cosines = _cosines(x.float(), (x + added).float())
+        self.sums[:, layer].index_add_(0, self._owner, cosines * self._weights)
+
+
+class CosinesObserver:
+    """Keeps every token's cosines of one verification pass, until verdicts are known."""
+
+    def __init__(self) -> None:
+        self._cosines: list[Tensor] = []
+
+    def see(self, layer: int, x: Tensor, added: Tensor) -> None:
+        """Keep the cosines of one attention layer; layers come in order, each once."""
+        self._cosines.append(_cosines(x.float(), (x + added).float()))
+
+    @property
+    def cosines(self) -> Tensor:
+        """[L, T] fp32."""
+        return torch.stack(self._cosines)
+
+
+def _cosines(x: Tensor, y: Tensor) -> Tensor:
+    """Of the rows of x and y [T, D] fp32: [T]."""
+    norms = torch.linalg.vector_norm(x, dim=-1) * torch.linalg.vector_norm(y, dim=-1)
+    cosines: Tensor = (x * y).sum(dim=-1) / norms.clamp_min(torch.finfo(torch.float32).tiny)
+    return cosines

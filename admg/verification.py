@@ -12,8 +12,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from admg.batch import RaggedBatch
+from admg.config import DraftConfig
 from admg.drafters.draft import Draft
 from admg.kv_arena import KVArena
+from admg.learning import VerifiedObservers
 from admg.model import Transformer
 from admg.noise import ACCEPT, RESIDUAL, position_key, uniform
 from admg.sampling import LawRow, Sampler, finite_rows
@@ -45,15 +47,19 @@ def verify(
     sampler: Sampler,
     sequences: list[Sequence],
     draft: Draft,
-    by_rejection: bool,
+    config: DraftConfig,
 ) -> list[Verdict]:
-    """Verify the drafts of a round; overwrites their slots in every layer."""
+    """Verify the drafts of a round; overwrites their slots in every layer.
+
+    The sequences learn from what is verified then (see `learning`).
+    """
     parts = [
         ([s.tokens[-1], *d], len(s.tokens) - 1, s.extent)
         for s, d in zip(sequences, draft.tokens, strict=True)
     ]
     batch = RaggedBatch.build(parts, model.device)
-    hidden = model.forward(batch, arena)
+    observers = VerifiedObservers(sequences, config)
+    hidden = model.forward(batch, arena, observers=observers.all)
     rows = [
         s.law_row(tuple(d[:j]))
         for s, d in zip(sequences, draft.tokens, strict=True)
@@ -61,11 +67,13 @@ def verify(
     ]
     logits = model.logits(hidden)
     counts = [len(d) + 1 for d in draft.tokens]
-    decide = _by_rejection if by_rejection else _by_shared_noise
+    decide = _by_shared_noise if config.verification == "shared" else _by_rejection
     accepted, following = decide(sampler, logits, rows, counts, draft)
-    finite = torch.split(finite_rows(logits), counts)
+    finite = [bool(good.all()) for good in torch.split(finite_rows(logits), counts)]
+    verified = [n + 1 if good else 0 for n, good in zip(accepted, finite, strict=True)]
+    observers.teach([segment.first for segment in batch.segments], verified)
     return [
-        Verdict(d[:n], y if bool(good.all()) else None)
+        Verdict(d[:n], y if good else None)
         for d, n, y, good in zip(draft.tokens, accepted, following, finite, strict=True)
     ]
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from admg.batch import RaggedBatch, SubBatch
 from admg.drafters.draft import Draft
+from admg.hole_filling import fills
 from admg.kv_arena import KVArena
 from admg.model import LayerMembers, Transformer
 from admg.noise import DRAFT
@@ -52,11 +53,14 @@ class SelfDrafter:
     def draft(self, sequences: list[Sequence], limits: list[int], draft: Draft) -> None:
         """Append draft tokens for each sequence, up to its limit or its own exit."""
         active = [i for i, limit in enumerate(limits) if limit > 0]
+        fill = fills([s.learned.filling for s in sequences], self._model.dtype)
         while active:
-            self._extend(draft, sequences, active)
+            self._extend(draft, sequences, active, fill)
             active = [i for i in active if not self._ended(draft, i, limits[i], sequences[i])]
 
-    def _extend(self, draft: Draft, sequences: list[Sequence], active: list[int]) -> None:
+    def _extend(
+        self, draft: Draft, sequences: list[Sequence], active: list[int], fill: Tensor | None
+    ) -> None:
         parts = []
         for i in active:
             s, drafted = sequences[i], draft.tokens[i]
@@ -66,7 +70,9 @@ class SelfDrafter:
         plans = [sequences[i].plan for i in active]
         dropped = [frozenset(p.dropped if p is not None else ()) for p in plans]
         members = layer_members(batch, dropped, self._model.config.num_layers)
-        hidden = self._model.forward(batch, self._arena, members=members)
+        if fill is not None and len(active) < len(sequences):
+            fill = fill[:, active]
+        hidden = self._model.forward(batch, self._arena, members=members, fill=fill)
         logits = self._model.logits(hidden)
         rows = [sequences[i].law_row(tuple(draft.tokens[i])) for i in active]
         if self._keep_laws:

@@ -186,10 +186,10 @@ class AttemptRecord:
 
     def died(self, failure: Failure) -> None:
         """The last word of a process that is about to leave."""
-        self._change(lambda s: setattr(s, "failure", asdict(failure)))
+        self._change(lambda s: setattr(s, "failure", asdict(failure)), _LOCK_SECONDS)
 
-    def _change(self, change: Callable[[State], object]) -> None:
-        if not self._lock.acquire(timeout=_LOCK_SECONDS):
+    def _change(self, change: Callable[[State], object], patience: float = -1) -> None:
+        if not self._lock.acquire(timeout=patience):
             raise TimeoutError("the record of attempts is being written for too long")
         try:
             change(self._state)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, replace
 from typing import Any
 
 from pipeline.attempts import FOLDER, SUFFIX, Deaths, History, parse_state
+from pipeline.errors import PipelineError
 from pipeline.storage import Store
 
 _BEFORE = "before.json"
@@ -65,8 +67,13 @@ def prepare_folder(store: Store) -> None:
 
 
 def note_stop(store: Store, run: str) -> None:
-    """The actors of this run end because somebody wants it: no row is to blame."""
-    store.write(f"{FOLDER}/{_STOPPED}", json.dumps({"run": run}).encode())
+    """The actors of this run end because somebody wants it: no row is to blame.
+
+    Whoever wants that does not want to wait for a storage that fails: then the note is not made.
+    """
+    hurried = replace(store, patience=replace(store.patience, seconds=1.0))
+    with suppress(PipelineError, OSError):
+        hurried.write(f"{FOLDER}/{_STOPPED}", json.dumps({"run": run}).encode())
 
 
 def clear(store: Store) -> None:

@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 TABLE = prompts(200)
 LOSE = """
-import logging, os, pathlib, threading, time, ray
+import logging, os, pathlib, subprocess, sys, threading, time, ray
 from ray.cluster_utils import Cluster
 from pipeline.run import run
 from tests.pipeline.faults.test_fault_03_04_22_nodes import TABLE
@@ -38,6 +38,14 @@ worker.start()
 while len(list((folder / "out").glob("*.parquet"))) < 6 and worker.is_alive():
     time.sleep(0.05)
 assert worker.is_alive()
+if {drained}:
+    words = [sys.executable, "-m", "ray.scripts.scripts", "drain-node"]
+    words += ["--address", cluster.address, "--node-id", node.node_id]
+    words += ["--reason", "DRAIN_NODE_REASON_PREEMPTION"]
+    words += ["--reason-message", "spot", "--deadline-remaining-seconds", "6"]
+    subprocess.run(words, check=True, capture_output=True)
+    print("told of it", flush=True)
+    time.sleep(6)
 cluster.remove_node(node, allow_graceful=False)
 print("lost a machine", flush=True)
 if {replaced}:
@@ -50,18 +58,26 @@ os._exit(0)  # what Cluster leaves for the interpreter's end trips over the node
 
 
 @pytest.mark.parametrize(
-    ("head", "other", "replaced", "stall"),
+    ("head", "other", "replaced", "drained", "stall"),
     [
-        pytest.param(3, 2, True, 600.0, id="fault_03_a_machine_is_lost_with_blocks_on_it"),
-        pytest.param(4, 2, False, 600.0, id="fault_04_not_replaced_and_room_elsewhere"),
-        pytest.param(2, 2, False, 15.0, id="fault_04_not_replaced_and_too_little_left"),
+        pytest.param(3, 2, True, False, 600.0, id="fault_03_a_machine_is_lost_with_blocks_on_it"),
+        pytest.param(4, 2, False, False, 600.0, id="fault_04_not_replaced_and_room_elsewhere"),
+        pytest.param(2, 2, False, False, 15.0, id="fault_04_not_replaced_and_too_little_left"),
+        pytest.param(4, 2, False, True, 600.0, id="fault_04_announced_as_preemptions_are"),
     ],
 )
 def test_a_lost_machine(
-    tmp_path: Path, head: int, other: int, replaced: bool, stall: float
+    tmp_path: Path, head: int, other: int, replaced: bool, drained: bool, stall: float
 ) -> None:
     config = config_of(tmp_path, TABLE, shards=4)
-    code = LOSE.format(folder=str(tmp_path), head=head, other=other, replaced=replaced, stall=stall)
+    code = LOSE.format(
+        folder=str(tmp_path),
+        head=head,
+        other=other,
+        replaced=replaced,
+        drained=drained,
+        stall=stall,
+    )
     with program(code) as process:
         words, _ = process.communicate(timeout=240)
     assert process.returncode == 0, words

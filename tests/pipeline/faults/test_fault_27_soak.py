@@ -28,7 +28,7 @@ def soak(folder: Path, rows: int, *more: str) -> dict[str, list[list[int]]]:
 
 
 def test_soak_fifty_random_kills_of_driver_and_actors(tmp_path: Path) -> None:
-    record = soak(tmp_path, 2000, "--kills", "50", "--every", "4", "--step", "0.05")
+    record = soak(tmp_path, 4000, "--kills", "50", "--every", "4", "--step", "0.08")
     assert record["drivers"] + record["actors"] == 50  # type: ignore[operator]
 
 

@@ -12,13 +12,19 @@ from pipeline.history import clear, fold, note_stop, prepare_folder
 from pipeline.quarantine import Rules, code_of, describe
 from pipeline.storage import Store
 from pipeline.watchdog import Watched, overdue
+from tests.pipeline.s3 import BUCKET
 
 RULES = Rules(max_crashes=2, max_num_seqs=16, row_seconds=10.0, token_seconds=0.5)
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    store = Store(str(tmp_path / "out"))
+@pytest.fixture(params=["disk", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """An output on a disk, and one on an S3 server."""
+    uri = str(tmp_path / "out")
+    if request.param == "s3":
+        request.getfixturevalue("s3")
+        uri = f"s3://{BUCKET}/{tmp_path.name}"
+    store = Store(uri)
     store.prepare()
     prepare_folder(store)
     return store

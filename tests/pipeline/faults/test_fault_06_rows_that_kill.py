@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from pipeline.run import run
 from tests.pipeline.faults.faulty import EXIT, KILL, RAISE, SEGV, FaultyStandIn, times
 from tests.pipeline.faults.oracle import check_output, config_of, prompts
 from tests.pipeline.faults.processes import program
+from tests.pipeline.s3 import BUCKET, S3Server
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -63,3 +65,12 @@ def test_fault_06_what_is_known_survives_the_driver_and_its_cluster(tmp_path: Pa
     rows = check_output(config, table, {11: "crashed"})
     # Two deaths were seen by the first run; the second had at least that many less to see.
     assert rows[11]["attempts"] >= 2 + times(second, "build") - 1
+
+
+@pytest.mark.slow
+def test_fault_06_on_an_object_store(tmp_path: Path, s3: S3Server) -> None:
+    table = prompts(40, {11: KILL})
+    output = f"s3://{BUCKET}/{tmp_path.name}/out"
+    config = replace(config_of(tmp_path, table), output=output)
+    run(config, engine_factory=FaultyStandIn(folder=str(tmp_path)))
+    check_output(config, table, {11: "crashed"})

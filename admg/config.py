@@ -12,6 +12,7 @@ from typing import Literal
 
 Verification = Literal["shared", "token"]
 SimilarityMean = Literal["mean", "last", "decay"]
+Drafter = Literal["auto", "admg", "ngram", "none"]
 
 
 def _refuse(condition: bool, name: str, value: object, right: str) -> None:
@@ -116,7 +117,10 @@ class DropRule:
 class DraftConfig:
     """How the engine drafts.
 
-    `drafter` "none" is plain decoding. `draft_tokens` is the longest draft of a round.
+    `drafter` "admg" drafts with the model itself, "ngram" looks the last tokens up in the
+    sequence, "none" is plain decoding, and "auto" chooses among the three in every round, by
+    measured cost and acceptance. `draft_tokens` is the longest draft of a round ("auto" may copy
+    longer ones).
     `exit_threshold` (None: off) is the start value of Draft & Verify's adaptive confidence exit,
     kept per sequence. `similarity_decay` weighs the prompt's tokens in the "decay" mean.
     `hole_filling` puts the running mean of a dropped layer's verified output in its place, in
@@ -127,7 +131,7 @@ class DraftConfig:
         ValueError: a value outside its range, by name.
     """
 
-    drafter: Literal["admg", "none"] = "admg"
+    drafter: Drafter = "admg"
     draft_tokens: int = 4
     drop: DropRule = field(default_factory=lambda: DropRule(quantile=0.25))
     similarity: SimilarityMean = "mean"
@@ -139,7 +143,8 @@ class DraftConfig:
     remake_after: int | None = None
 
     def __post_init__(self) -> None:
-        _refuse(self.drafter not in ("admg", "none"), "drafter", self.drafter, "admg or none")
+        names = ("auto", "admg", "ngram", "none")
+        _refuse(self.drafter not in names, "drafter", self.drafter, "auto, admg, ngram or none")
         _refuse(not 1 <= self.draft_tokens <= 64, "draft_tokens", self.draft_tokens, "1 to 64")
         _refuse(
             self.similarity not in ("mean", "last", "decay"),
@@ -171,6 +176,11 @@ class DraftConfig:
         )
         if self.remake_after is not None:
             _refuse(self.remake_after < 1, "remake_after", self.remake_after, "at least 1")
+
+    @property
+    def self_drafts(self) -> bool:
+        """Whether the model's own sub-network may draft."""
+        return self.drafter in ("admg", "auto")
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,16 +14,17 @@ from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import replace
 
-from admg.config import EngineConfig, SamplingParams
+from admg.config import EngineConfig
 from admg.drafters.confidence_exit import ConfidenceExit
 from admg.drafters.draft import Draft
 from admg.drafters.self_draft import SelfDrafter
+from admg.drafting import Drafted, Drafting
 from admg.invariants import check_commit, check_round
 from admg.kv_arena import KVArena
 from admg.limits import Limits
 from admg.memory import arena_size
 from admg.model import Transformer
-from admg.plain_cost import NEW_TOKENS, PlainCost
+from admg.pass_cost import DRAFTED, PassCost
 from admg.plan import DraftPlan, choose_dropped
 from admg.prefill import prefill_pass
 from admg.prefix_cache import PrefixCache
@@ -33,7 +34,8 @@ from admg.scheduler import Chunk, Scheduler
 from admg.sequence import Sequence
 from admg.stats import EngineCounters, SequenceStats
 from admg.stopping import Detokenize, commit, final_text
-from admg.verification import verify
+from admg.verification import Verdict, verify
+from admg.warm_up import WarmUp, usual_plan
 
 # Every so many rounds one is plain, so that the yardstick of the speedup stays fresh.
 PLAIN_EVERY = 64
@@ -65,6 +67,7 @@ class Engine:
         size = arena_size(model.config, model.dtype, model.device, config)
         self._model = model
         self._config = config
+        self._draft = config.draft
         self._detokenize = detokenize
         self._arena = KVArena(model.config, size.num_slots, model.dtype, model.device)
         self._prefixes = PrefixCache(model, self._arena, config)
@@ -78,12 +81,14 @@ class Engine:
         self._sampler = Sampler(model.config.vocab_size, model.device)
         self._scheduler = Scheduler(config, self._arena, frozenset(eos_token_ids))
         self._by_rejection = config.draft.verification == "token"
-        self._drafter: SelfDrafter | None = None
+        sizes = (config.max_num_seqs, size.max_model_len, self._arena.num_slots)
+        automatic = config.draft.drafter == "auto"
+        self._cost = PassCost.for_engine(*sizes, DRAFTED if automatic else (1,))
+        self._own_cost = PassCost.for_engine(*sizes)
+        self._drafting: Drafting | None = None
         if config.draft.drafter != "none":
-            self._drafter = SelfDrafter(model, self._arena, self._sampler, self._by_rejection)
-        self._cost = PlainCost.for_engine(
-            config.max_num_seqs, size.max_model_len, self._arena.num_slots
-        )
+            shared = (model, self._arena, self._sampler, config)
+            self._drafting = Drafting(*shared, self._cost, self._own_cost)
         self._rejected: list[Completion] = []
         self._handles = 0
         self._rounds = 0
@@ -130,8 +135,8 @@ class Engine:
 
     def step(self) -> list[Completion]:
         """One round; returns the sequences that it finished."""
-        if self._drafter is not None and not self._cost.measured and not self._scheduler.running:
-            self._cost.warm_up(self._time_plain_step)
+        if self._drafting is not None and not self._cost.measured and not self._scheduler.running:
+            self._warm_up(self._drafting)
         done, self._rejected = self._rejected, []
         self._admit()
         while chunks := self._scheduler.next_chunks():
@@ -153,14 +158,15 @@ class Engine:
 
     def _prefill(self, chunks: list[Chunk]) -> list[Completion]:
         done = []
-        draft = self._config.draft
+        draft = self._draft
         start = time.perf_counter()
         ready = prefill_pass(self._model, self._arena, self._sampler, chunks, draft)
         self._counters.prefill_seconds += time.perf_counter() - start
         self._counters.prompt_tokens += sum(c.count for c in chunks)
         for s, token in ready:
-            if self._drafter is not None:
-                s.plan = DraftPlan(choose_dropped(s.similarity, draft.drop), draft.draft_tokens)
+            if self._drafting is not None:
+                dropped = choose_dropped(s.similarity, draft.drop) if draft.self_drafts else ()
+                s.plan = DraftPlan(dropped, draft.draft_tokens)
                 if draft.exit_threshold is not None:
                     s.exit = ConfidenceExit(draft.exit_threshold)
             reason = self._commit(s, [token] if token is not None else None)[1]
@@ -172,31 +178,32 @@ class Engine:
         start = time.perf_counter()
         self._rounds += 1
         context = sum(len(s.tokens) for s in sequences) / len(sequences)
-        draft = Draft.empty(len(sequences))
-        plain = self._drafter is None or self._rounds % PLAIN_EVERY == 0
-        if self._drafter is not None and not plain:
-            self._drafter.draft(sequences, [s.draft_limit for s in sequences], draft)
+        plain = self._drafting is None or self._rounds % PLAIN_EVERY == 0
+        drafted = Drafted.nothing(len(sequences))
+        if self._drafting is not None:
+            drafted = self._drafting.draft(sequences, context, plain)
+        draft = drafted.draft
         drafted_at = time.perf_counter()
         if self._config.check:
             check_round(sequences, draft, self._arena, self._by_rejection)
-        verdicts = verify(
-            self._model, self._arena, self._sampler, sequences, draft, self._config.draft
-        )
+        verdicts = self._verify(sequences, draft)
         self._counters.draft_seconds += drafted_at - start
         self._counters.verify_seconds += time.perf_counter() - drafted_at
         outcomes = [self._commit(s, v.tokens) for s, v in zip(sequences, verdicts, strict=True)]
         seconds = time.perf_counter() - start
-        plain_seconds = self._plain_seconds(len(sequences), context, seconds, plain)
+        plain_seconds = self._plain_seconds(draft, context, seconds)
         done = []
         for i, (s, verdict) in enumerate(zip(sequences, verdicts, strict=True)):
             count, reason = outcomes[i]
             accepted = min(len(verdict.accepted), count)
-            drafted = len(draft.tokens[i])
+            proposed = len(draft.tokens[i])
             s.tally.count_step(accepted, draft.sources[i], count, seconds, plain_seconds)
-            self._count_round(drafted, accepted)
+            self._count_round(proposed, accepted)
             if s.exit is not None:
-                s.exit.update(drafted, accepted, s.plan.draft_tokens if s.plan else drafted)
-            if reason == "error" and drafted:
+                s.exit.update(proposed, accepted, s.plan.draft_tokens if s.plan else proposed)
+            if self._drafting is not None and count:
+                self._drafting.learn(s, drafted, i, s.tokens[-count:], accepted)
+            if reason == "error" and proposed:
                 # The draft's fault, perhaps: plain decoding must not have to pay for it.
                 s.plan = DraftPlan((), 0)
                 self._arena.clear(s.extent, s.computed)
@@ -228,28 +235,28 @@ class Engine:
         text = final_text(s, self._detokenize) if self._detokenize is not None else None
         return Completion(s.handle, s.request.key, s.completion, reason, stats, text=text)
 
-    def _plain_seconds(self, size: int, context: float, seconds: float, plain: bool) -> float:
+    def _plain_seconds(self, draft: Draft, context: float, seconds: float) -> float:
         """What a plain step costs for this batch; the round itself where all rounds are plain."""
-        if self._drafter is None:
+        if self._drafting is None:
             return seconds
-        if plain:
-            self._cost.observe(size, context, seconds)
+        size, drafted = len(draft.tokens), sum(map(len, draft.tokens))
+        own = any(draft.drafted(i, SelfDrafter.source) for i in range(size))
+        if not drafted or (len(self._cost.tokens) > 1 and not own):
+            self._cost.observe(size, context, seconds, 1 + drafted / size)
         return self._cost.estimate(size, context)
 
-    def _time_plain_step(self, size: int, context: int) -> float:
-        """Seconds of a plain step over `size` made-up sequences of `context` tokens."""
-        params = SamplingParams(max_tokens=NEW_TOKENS, ignore_eos=True)
-        request = Request([0] * context, params)
-        start = time.perf_counter()
-        placed = [self._scheduler.place(-1, request, start) for _ in range(size)]
-        sequences = [s for s in placed if s is not None]
-        start = time.perf_counter()
-        empty = Draft.empty(len(sequences))
-        verify(self._model, self._arena, self._sampler, sequences, empty, self._config.draft)
-        seconds = time.perf_counter() - start
-        for s in sequences:
-            self._scheduler.retire(s)
-        return seconds
+    def _warm_up(self, drafting: Drafting) -> None:
+        plan = usual_plan(self._draft.drop, self._model.config.num_layers)
+        timed = WarmUp(self._scheduler, self._verify, drafting.draft_alone, plan)
+        self._cost.warm_up(timed.target_pass)
+        if self._draft.drafter == "auto":
+            self._own_cost.warm_up(timed.own_pass)
+            if not drafting.own_may_pay(self._draft.draft_tokens):
+                self._draft = replace(self._draft, drafter="ngram")
+
+    def _verify(self, sequences: list[Sequence], draft: Draft) -> list[Verdict]:
+        config = self._draft
+        return verify(self._model, self._arena, self._sampler, sequences, draft, config)
 
     def _count_round(self, drafted: int, accepted: int) -> None:
         self._counters.num_spec_steps += 1

@@ -42,7 +42,7 @@ class PromptObservers:
         layers, device = model.config.num_layers, model.device
         self._similarity: SimilarityObserver | None = None
         self._filling: FillingObserver | None = None
-        if draft.drafter != "none":
+        if draft.self_drafts:
             how = (layers, draft.similarity, draft.similarity_decay, device)
             self._similarity = SimilarityObserver(first_positions, counts, prompt_lengths, *how)
             if draft.hole_filling:

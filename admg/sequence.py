@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from admg.acceptance import Acceptance
 from admg.drafters.confidence_exit import ConfidenceExit
+from admg.drafters.ngram_index import NgramIndex
 from admg.kv_arena import Extent
 from admg.learned import Learned
 from admg.plan import DraftPlan
@@ -70,6 +72,9 @@ class Sequence:
     salt: int = 0
     similarity: tuple[float, ...] = ()
     learned: Learned = field(default_factory=Learned)
+    ngrams: NgramIndex = field(default_factory=NgramIndex)
+    lookup_acceptance: Acceptance = field(default_factory=Acceptance)
+    own_acceptance: Acceptance = field(default_factory=Acceptance)
     tally: Tally = field(default_factory=Tally)
 
     @property
@@ -92,6 +97,11 @@ class Sequence:
         """Longest useful draft now: one token of what remains is the target's own."""
         wanted = self.plan.draft_tokens if self.plan is not None else 0
         return max(0, min(wanted, self.remaining - 1))
+
+    @property
+    def lookup_limit(self) -> int:
+        """Longest useful lookup draft; 0 where this sequence is to be decoded plainly."""
+        return self.remaining - 1 if self.plan is not None and self.plan.draft_tokens else 0
 
     def law_row(self, draft: tuple[int, ...] = ()) -> LawRow:
         """The law of the token after the committed ones and the hypothetical `draft`."""

@@ -24,7 +24,9 @@ class Draft:
     @classmethod
     def empty(cls, count: int) -> Draft:
         """No draft for any of `count` sequences: plain decoding."""
-        return cls(*([[] for _ in range(count)] for _ in range(3)))
+        return cls(
+            [[] for _ in range(count)], [[] for _ in range(count)], [[] for _ in range(count)]
+        )
 
     def add(self, i: int, tokens: Seq[int], source: str) -> None:
         """Append tokens to the draft of sequence i."""

@@ -5,23 +5,23 @@ from __future__ import annotations
 import pytest
 
 from admg.kv_arena import SLOT_GRAIN
-from admg.plain_cost import PlainCost
+from admg.pass_cost import PassCost
 
 
-def linear(sequences: int, context: int) -> float:
-    return 0.010 + 0.002 * sequences + 0.00001 * context
+def linear(sequences: int, context: int, tokens: int = 1) -> float:
+    return 0.010 + 0.002 * sequences + 0.00001 * context + 0.003 * (tokens - 1)
 
 
 @pytest.fixture
-def cost() -> PlainCost:
-    cost = PlainCost([1, 4, 16], [64, 1024])
+def cost() -> PassCost:
+    cost = PassCost([1, 4, 16], [64, 1024], (1, 4, 9))
     assert not cost.measured
     cost.warm_up(linear)
     assert cost.measured
     return cost
 
 
-def test_between_and_beyond_the_points_it_is_linear(cost: PlainCost) -> None:
+def test_between_and_beyond_the_points_it_is_linear(cost: PassCost) -> None:
     for sequences in (1, 2, 4, 7, 16, 24):
         for context in (64, 300.5, 1024, 4000):
             expected = 0.010 + 0.002 * sequences + 0.00001 * context
@@ -31,9 +31,9 @@ def test_between_and_beyond_the_points_it_is_linear(cost: PlainCost) -> None:
 
 
 def test_it_interpolates_between_neighbouring_points() -> None:
-    cost = PlainCost([1, 3, 5], [10])
+    cost = PassCost([1, 3, 5], [10], (1,))
     times = {1: 1.0, 3: 2.0, 5: 7.0}
-    cost.warm_up(lambda sequences, _: times[sequences])
+    cost.warm_up(lambda sequences, *_: times[sequences])
     assert cost.estimate(2, 10) == pytest.approx(1.5)
     assert cost.estimate(4, 10) == pytest.approx(4.5)
     assert cost.estimate(3, 99) == pytest.approx(2.0)  # one context alone tells of no slope
@@ -42,17 +42,17 @@ def test_it_interpolates_between_neighbouring_points() -> None:
 def test_the_fastest_repeat_counts() -> None:
     calls: dict[tuple[int, int], int] = {}
 
-    def noisy(sequences: int, context: int) -> float:
+    def noisy(sequences: int, context: int, _: int) -> float:
         calls[sequences, context] = calls.get((sequences, context), 0) + 1
         return linear(sequences, context) * (3 if calls[sequences, context] % 3 else 1)
 
-    cost = PlainCost([1, 8], [10, 100])
+    cost = PassCost([1, 8], [10, 100], (1,))
     cost.warm_up(noisy, repeats=3)
     assert all(n >= 3 for n in calls.values()) and len(calls) == 4
     assert cost.estimate(8, 100) == pytest.approx(linear(8, 100))
 
 
-def test_real_rounds_move_all_estimates_together(cost: PlainCost) -> None:
+def test_real_rounds_move_all_estimates_together(cost: PassCost) -> None:
     before = cost.estimate(4, 500), cost.estimate(16, 100)
     cost.observe(4, 500, 3 * before[0])
     assert before[0] < cost.estimate(4, 500) < 3 * before[0], "one round does not decide alone"
@@ -65,7 +65,7 @@ def test_real_rounds_move_all_estimates_together(cost: PlainCost) -> None:
     assert cost.estimate(4, 500) == pytest.approx(before[0], rel=1e-3)
 
 
-def test_rounds_that_agree_change_nothing(cost: PlainCost) -> None:
+def test_rounds_that_agree_change_nothing(cost: PassCost) -> None:
     for _ in range(5):
         cost.observe(7, 200, linear(7, 200))
     assert cost.estimate(16, 1024) == pytest.approx(linear(16, 1024))
@@ -76,8 +76,8 @@ def test_a_noisy_warm_up_breaks_no_estimate() -> None:
 
     Extrapolated, such a slope reaches 0; one real round there must not blow up every estimate.
     """
-    cost = PlainCost([1, 4], [64, 1024])
-    cost.warm_up(lambda sequences, context: 0.050 if context == 64 else 0.040)
+    cost = PassCost([1, 4], [64, 1024], (1,))
+    cost.warm_up(lambda sequences, context, _: 0.050 if context == 64 else 0.040)
     assert cost.estimate(1, 8000) > 0.004
     cost.observe(1, 8000, 0.060)
     assert 0.01 < cost.estimate(1, 64) < 0.5
@@ -88,7 +88,7 @@ def test_a_noisy_warm_up_breaks_no_estimate() -> None:
     ("max_model_len", "num_slots"), [(2, 32), (64, 64), (512, 128), (512, 200_000), (8192, 160)]
 )
 def test_the_grid_fits_the_engine(max_num_seqs: int, max_model_len: int, num_slots: int) -> None:
-    cost = PlainCost.for_engine(max_num_seqs, max_model_len, num_slots)
+    cost = PassCost.for_engine(max_num_seqs, max_model_len, num_slots)
     assert cost.sizes == sorted(set(cost.sizes)) and cost.contexts == sorted(set(cost.contexts))
     assert cost.sizes[0] == 1 and cost.sizes[-1] <= max_num_seqs
     assert cost.contexts[0] >= 1 and cost.contexts[-1] <= max(max_model_len, 2)

@@ -1,0 +1,106 @@
+"""Who drafts in a round: the configured drafter, or the one that the controller picks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from admg.config import EngineConfig
+from admg.controller import Choice, Controller
+from admg.drafters.draft import Draft
+from admg.drafters.ngram import NgramDrafter, Proposal
+from admg.drafters.self_draft import SelfDrafter
+from admg.kv_arena import KVArena
+from admg.model import Transformer
+from admg.pass_cost import PassCost
+from admg.sampling import Sampler
+from admg.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Drafted:
+    """A round's drafts, and what lookup would have proposed, for the controller to learn from."""
+
+    draft: Draft
+    proposals: list[Proposal | None]
+
+    @classmethod
+    def nothing(cls, count: int) -> Drafted:
+        """A plain round that nobody looks at."""
+        return cls(Draft.empty(count), [None] * count)
+
+
+class Drafting:
+    """The drafters of one engine.
+
+    Args:
+        model, arena, sampler: the engine's own.
+        config: `config.draft.drafter` is not "none".
+        cost: of target passes.
+        own_cost: of self-draft passes; used by the controller alone.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        arena: KVArena,
+        sampler: Sampler,
+        config: EngineConfig,
+        cost: PassCost,
+        own_cost: PassCost,
+    ) -> None:
+        draft, keep_laws = config.draft, config.draft.verification == "token"
+        self._own: SelfDrafter | None = None
+        self._ngram: NgramDrafter | None = None
+        if draft.self_drafts:
+            self._own = SelfDrafter(model, arena, sampler, keep_laws)
+        if draft.drafter in ("ngram", "auto"):
+            self._ngram = NgramDrafter(keep_laws)
+        self._controller: Controller | None = None
+        if draft.drafter == "auto":
+            self._controller = Controller(cost, own_cost)
+
+    def draft(self, sequences: list[Sequence], context: float, plain: bool) -> Drafted:
+        """The drafts of one round; `plain` forbids them, but not their proposals."""
+        drafted = Drafted.nothing(len(sequences))
+        if self._ngram is not None:
+            drafted.proposals[:] = [self._ngram.propose(s) for s in sequences]
+        if plain:
+            return drafted
+        choice = self._choose(sequences, drafted.proposals, context)
+        if self._own is not None:
+            self._own.draft(sequences, choice.own, drafted.draft)
+        if self._ngram is not None:
+            self._ngram.draft(sequences, drafted.proposals, choice.lookup, drafted.draft)
+        return drafted
+
+    def learn(
+        self, s: Sequence, drafted: Drafted, i: int, committed: list[int], accepted: int
+    ) -> None:
+        """Tell what became of sequence i's draft: `accepted` of it, `committed` in all."""
+        if self._controller is None:
+            return
+        own = drafted.draft.drafted(i, SelfDrafter.source)
+        seen = (accepted, min(accepted + 1, own)) if own else (0, 0)
+        self._controller.learn(s, drafted.proposals[i], committed, seen)
+
+    def own_may_pay(self, most: int) -> bool:
+        """Whether self-drafts of up to `most` tokens are worth preparing for; if not, none are.
+
+        Costs are known. A drafter that was asked for by name is not questioned.
+        """
+        if self._controller is not None and not self._controller.own_may_pay(most):
+            self._own = self._controller.own = None
+        return self._own is not None
+
+    def draft_alone(self, sequences: list[Sequence]) -> None:
+        """One self-draft pass, to be timed."""
+        if self._own is not None:
+            self._own.draft(sequences, [1] * len(sequences), Draft.empty(len(sequences)))
+
+    def _choose(
+        self, sequences: list[Sequence], proposals: list[Proposal | None], context: float
+    ) -> Choice:
+        if self._controller is not None:
+            return self._controller.choose(sequences, proposals, context)
+        limits, zeros = [s.draft_limit for s in sequences], [0] * len(sequences)
+        return Choice(limits, zeros) if self._own is None else Choice(zeros, limits)

@@ -1,0 +1,101 @@
+"""What a pass over a batch costs here: the yardstick of every row's speedup, and the controller's.
+
+A small grid of (tokens per sequence, sequences, context) is timed in a warm-up; between its points
+the cost is interpolated linearly. Real rounds keep a drift factor for each number of tokens fresh,
+so that a machine that slows down does not turn into a drafter that looks slow (DESIGN §4.5).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable
+
+from admg.kv_arena import SLOT_GRAIN
+
+DRIFT_DECAY = 0.8
+# One round moves no estimate by more than this: a hiccup of the machine is not its speed.
+MOST_RATIO = 2.0
+SHORT_CONTEXT = 64
+LONG_CONTEXT = 1024
+# Tokens per sequence of the passes that are timed where drafts of varying length are weighed.
+DRAFTED = (1, 2, 5, 9)
+
+
+class PassCost:
+    """Seconds of one pass by (sequences, mean context in tokens, mean tokens per sequence)."""
+
+    def __init__(self, sizes: list[int], contexts: list[int], tokens: tuple[int, ...]) -> None:
+        self.sizes = sizes
+        self.contexts = contexts
+        self.tokens = tokens
+        self._grid: dict[tuple[int, int, int], float] = {}
+        self._drift = dict.fromkeys(tokens, 1.0)
+
+    @classmethod
+    def for_engine(
+        cls, max_num_seqs: int, max_model_len: int, num_slots: int, tokens: tuple[int, ...] = (1,)
+    ) -> PassCost:
+        """A grid from one sequence to a full batch, from short to middling contexts.
+
+        Every point fits in `num_slots` slots of the arena and in `max_model_len` tokens.
+        """
+        most = min(max_num_seqs, num_slots // SLOT_GRAIN)
+        room = min(num_slots // most // SLOT_GRAIN * SLOT_GRAIN, max_model_len)
+        fitting = tuple(t for t in tokens if t == 1 or t < room // 2)
+        longest = max(min(LONG_CONTEXT, max_model_len // 2, room - fitting[-1] - 1), 1)
+        contexts = sorted({min(SHORT_CONTEXT, longest), longest})
+        return cls(sorted({1, min(4, most), most}), contexts, fitting)
+
+    @property
+    def measured(self) -> bool:
+        """Whether the warm-up has been run."""
+        return bool(self._grid)
+
+    def warm_up(self, step: Callable[[int, int, int], float], repeats: int = 2) -> None:
+        """Time `step(sequences, context, tokens)` over the grid; the fastest repeat counts.
+
+        A pass never gets cheaper with more tokens, sequences or context; where the clock says so
+        it is noise, and taken as it stands it would make a slope that extrapolates below zero.
+        """
+        step(self.sizes[0], self.contexts[0], 1)  # the first call pays for libraries warming up
+        for k, tokens in enumerate(self.tokens):
+            for i, size in enumerate(self.sizes):
+                for j, context in enumerate(self.contexts):
+                    seconds = min(step(size, context, tokens) for _ in range(repeats))
+                    below = [
+                        self._grid[size, context, self.tokens[k - 1]] if k else 0.0,
+                        self._grid[self.sizes[i - 1], context, tokens] if i else 0.0,
+                        self._grid[size, self.contexts[j - 1], tokens] if j else 0.0,
+                    ]
+                    self._grid[size, context, tokens] = max(seconds, *below)
+
+    def estimate(self, sequences: int, context: float, tokens: float = 1) -> float:
+        """Seconds of a pass, interpolated, and extrapolated past the grid's upper ends."""
+        by_tokens = [self._drift[t] * self._at(sequences, context, t) for t in self.tokens]
+        return _interpolate(self.tokens, by_tokens, tokens)
+
+    def observe(self, sequences: int, context: float, seconds: float, tokens: float = 1) -> None:
+        """Take a real pass into account, for passes of about as many tokens.
+
+        Plain passes alone move the estimate of plain passes: it is the yardstick.
+        """
+        drafted = tokens > 1 and len(self.tokens) > 1
+        column = min(self.tokens[drafted:], key=lambda t: abs(t - tokens))
+        ratio = seconds / self.estimate(sequences, context, tokens)
+        ratio = min(max(ratio, 1 / MOST_RATIO), MOST_RATIO)
+        self._drift[column] *= DRIFT_DECAY + (1 - DRIFT_DECAY) * ratio
+
+    def _at(self, sequences: int, context: float, tokens: int) -> float:
+        by_size = [
+            _interpolate(self.contexts, [self._grid[s, c, tokens] for c in self.contexts], context)
+            for s in self.sizes
+        ]
+        return _interpolate(self.sizes, by_size, sequences)
+
+
+def _interpolate(points: list[int] | tuple[int, ...], values: list[float], at: float) -> float:
+    if len(points) == 1 or at <= points[0]:
+        return values[0]
+    i = min(max(bisect_right(points, at), 1), len(points) - 1)
+    x0, x1 = points[i - 1], points[i]
+    return values[i - 1] + (values[i] - values[i - 1]) * (at - x0) / (x1 - x0)

@@ -1,0 +1,76 @@
+"""Passes over made-up sequences, timed: what costs are known by before the first real round."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from admg.config import DropRule, SamplingParams
+from admg.drafters.draft import Draft
+from admg.plan import DraftPlan, choose_dropped
+from admg.request import Request
+from admg.scheduler import Scheduler
+from admg.sequence import Sequence
+
+
+class WarmUp:
+    """Times the passes of one engine while nothing runs in it.
+
+    Args:
+        scheduler: gives the made-up sequences their extents.
+        verify: one target pass over sequences with drafts.
+        draft: one self-draft pass over sequences.
+        plan: of the made-up sequences.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        verify: Callable[[list[Sequence], Draft], object],
+        draft: Callable[[list[Sequence]], object],
+        plan: DraftPlan,
+    ) -> None:
+        self._scheduler = scheduler
+        self._verify = verify
+        self._draft = draft
+        self._plan = plan
+
+    def target_pass(self, size: int, context: int, tokens: int) -> float:
+        """Seconds of a target pass over `size` sequences, `tokens` of each."""
+        with self._sequences(size, context, tokens) as sequences:
+            draft = Draft.empty(len(sequences))
+            for i in range(len(sequences)):
+                draft.add(i, [0] * (tokens - 1), "none")
+            start = time.perf_counter()
+            self._verify(sequences, draft)
+            return time.perf_counter() - start
+
+    def own_pass(self, size: int, context: int, tokens: int) -> float:
+        """Seconds of a self-draft pass; `tokens` is 1."""
+        with self._sequences(size, context, tokens) as sequences:
+            start = time.perf_counter()
+            self._draft(sequences)
+            return time.perf_counter() - start
+
+    @contextmanager
+    def _sequences(self, size: int, context: int, tokens: int) -> Iterator[list[Sequence]]:
+        params = SamplingParams(max_tokens=tokens + 1, ignore_eos=True)
+        request = Request([0] * context, params)
+        now = time.perf_counter()
+        placed = [self._scheduler.place(-1, request, now) for _ in range(size)]
+        sequences = [s for s in placed if s is not None]
+        for s in sequences:
+            s.plan = self._plan
+        try:
+            yield sequences
+        finally:
+            for s in sequences:
+                self._scheduler.retire(s)
+
+
+def usual_plan(rule: DropRule, num_layers: int) -> DraftPlan:
+    """As many dropped layers as the rule asks for; a quarter where that depends on the prompt."""
+    if rule.threshold is not None:
+        rule = DropRule(quantile=0.25)
+    return DraftPlan(choose_dropped([1.0] * num_layers, rule), 1)

@@ -1,0 +1,102 @@
+"""The thread around an engine: who goes in when, with whom, and what its death means."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import pytest
+
+from admg.config import SamplingParams
+from admg.request import Completion, Request
+from pipeline.attempts import Failure
+from pipeline.engine_loop import EngineDied, EngineLoop
+from pipeline.watchdog import Watched
+from tests.pipeline.standin import StandIn, StandInEngine
+
+PARAMS = SamplingParams(max_tokens=12)
+
+
+def request(name: str) -> Request:
+    return Request([256, *name.encode()], PARAMS, name)
+
+
+class Recording(StandInEngine):
+    """Notes who is in the engine at each step, and how many wait when more come."""
+
+    def __init__(self, factory: StandIn) -> None:
+        super().__init__(factory)
+        self.together: list[set[str]] = []
+        self.waiting_at_submit: dict[str, int] = {}
+
+    def submit(self, request: Request) -> int:
+        self.waiting_at_submit[request.key] = len(self._waiting)
+        return super().submit(request)
+
+    def step(self) -> list[Completion]:
+        inside = [r for r, _ in self._running.values()] + [r for _, r in self._waiting]
+        self.together.append({r.key for r in inside})
+        return super().step()
+
+
+class Notes:
+    """A guard that only writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.alone_calls: list[tuple[str, ...] | None] = []
+        self.failure: Failure | None = None
+        self.dead = threading.Event()
+
+    def watched(self, request: Request, ahead: int) -> Watched:
+        return Watched(request.key, 0.0, 1e12)
+
+    def alone(self, keys: Sequence[str] | None) -> None:
+        self.alone_calls.append(None if keys is None else tuple(keys))
+
+    def died(self, failure: Failure) -> None:
+        self.failure = failure
+        self.dead.set()
+
+
+def test_suspects_go_first_and_share_the_engine_with_nobody_else() -> None:
+    engine, notes = Recording(StandIn()), Notes()
+    loop = EngineLoop(lambda: engine, None, notes)
+    company = {"a": None, "b": 1, "c": 2, "d": None, "e": 2, "f": 2, "g": 1}
+    futures = loop.submit([(request(name), size) for name, size in company.items()])
+    assert [f.result(timeout=30).key for f in futures] == list(company)
+    # The last word, that others may come, follows when the last of them has ended.
+    more = loop.submit([(request("h"), None)])
+    more[0].result(timeout=30)
+    apart = [("b",), ("g",), ("c", "e"), ("f",), None]
+    assert notes.alone_calls == apart
+    groups = [{"b"}, {"g"}, {"c", "e"}, {"f"}, {"a", "d"}, {"h"}]
+    assert all(any(inside <= group for group in groups) for inside in engine.together)
+
+
+def test_a_group_comes_when_all_of_the_one_before_have_a_place() -> None:
+    """So nobody waits for ever behind longer ones that keep coming."""
+    engine = Recording(StandIn(max_num_seqs=2, step_seconds=0.001))
+    loop = EngineLoop(lambda: engine)
+    groups = [[f"{g}-{i}" for i in range(5)] for g in range(4)]
+    futures = [f for group in groups for f in loop.submit([(request(n), None) for n in group])]
+    for future in futures:
+        future.result(timeout=30)
+    assert [engine.waiting_at_submit[group[0]] for group in groups] == [0, 0, 0, 0]
+    assert max(len(inside) for inside in engine.together) <= 2 + 5
+
+
+def test_a_death_names_the_rows_that_were_inside() -> None:
+    class Dying(StandInEngine):
+        def step(self) -> list[Completion]:
+            super().step()
+            raise RuntimeError("broke")
+
+    notes = Notes()
+    loop = EngineLoop(lambda: Dying(StandIn()), None, notes)
+    futures = loop.submit([(request("aa"), None), (request("bb"), None)])
+    for future in futures:
+        with pytest.raises(EngineDied, match="the engine died: RuntimeError: broke"):
+            future.result(timeout=30)
+    assert notes.dead.wait(timeout=30)
+    failure = Failure("crashed", "the engine died: RuntimeError: broke", ("aa", "bb"))
+    assert notes.failure == failure

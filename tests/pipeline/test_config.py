@@ -123,6 +123,11 @@ def test_model_identity_is_what_is_in_the_folder_and_not_where(tmp_path: Path) -
         "tokenizer": model_identity(folder("e", **{"tokenizer.json": b"x"})),
         "generation_config": model_identity(folder("f", **{"generation_config.json": b"{}"})),
     }
+    weights = bytearray(10**6)
+    before = model_identity(folder("g", **{"model.safetensors": bytes(weights)}))
+    weights[-1] = 1
+    after = model_identity(folder("h", **{"model.safetensors": bytes(weights)}))
+    assert before["weights"] != after["weights"] != first["weights"]
     for name, identity in changed.items():
         assert [n for n in first if identity[n] != first[n]] == [name]
     with pytest.raises(ValueError, match=r"^model is .*nowhere': it must be a folder"):

@@ -95,6 +95,7 @@ def base(demo_model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Run
         input=(str(folder / "in"),),
         output=str(folder / "undisturbed"),
         model=str(demo_model_path),
+        dtype="float32",  # where a row's text depends on nothing else, its batch included
         prompt=PromptConfig(mode="chat"),
         sampling=SamplingParams(max_tokens=12, temperature=0.7, seed=5),
         engine=EngineConfig(max_num_seqs=4, max_model_len=512),

@@ -33,8 +33,8 @@ from pipeline.survival import Safety
 
 _ACTORS_PER_TOKENIZER = 4
 _LAUNCHES = 5
-# A machine that is replaced comes back within this.
-_GRACE_SECONDS = 60.0
+# A machine that is replaced comes back within this. The other actors work meanwhile.
+_GRACE_SECONDS = 600.0
 # Tokens that a prompt may have where the model sets no limit.
 _LONG_PROMPT = 32768
 

@@ -45,7 +45,7 @@ class SamplingTable(_Table):
 
 
 class DraftTable(_Table):
-    drafter: Literal["admg", "none"] | None = None
+    drafter: Literal["auto", "admg", "ngram", "none"] | None = None
     draft_tokens: int | None = None
     drop_layers: int | None = None
     similarity_threshold: float | None = None

@@ -154,8 +154,8 @@ _draft = [
     option(
         DRAFT,
         "--drafter",
-        type=click.Choice(["admg", "none"]),
-        help="Self-speculation, or plain decoding.",
+        type=click.Choice(["auto", "admg", "ngram", "none"]),
+        help="Self-speculation, lookup in the text, what pays (auto), or plain decoding.",
         default=_DRAFT.drafter,
     ),
     option(DRAFT, "--draft-tokens", type=int, help="Longest draft.", default=_DRAFT.draft_tokens),

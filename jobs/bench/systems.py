@@ -66,12 +66,15 @@ _DRAFT: dict[str, Callable[[str], Any]] = {
     "similarity": str,
     "verification": str,
 }
+_LOOKUP: dict[str, Callable[[str], Any]] = {"tokens": int, "verification": str}
 _OURS = "jobs.bench.ours:Ours"
 _PEER = "jobs.bench.transformers_peer"
 
 KINDS: dict[str, Kind] = {
     PLAIN: Kind(_OURS, "this engine without drafting; always there, as the baseline"),
     "admg": Kind(_OURS, "this engine drafting with dropped attention layers", _DROP | _DRAFT),
+    "ngram": Kind(_OURS, "this engine looking its last tokens up in the sequence", _LOOKUP),
+    "auto": Kind(_OURS, "this engine choosing the draft of every round", _DROP | _DRAFT),
     "transformers": Kind(f"{_PEER}:Padded", "generate() on padded batches", {"order": _order}),
     "transformers-continuous": Kind(f"{_PEER}:Continuous", "generate_batch()"),
     "transformers-lookup": Kind(
@@ -118,14 +121,14 @@ def parse_systems(names: Iterable[str]) -> tuple[System, ...]:
 
 def draft_config(system: System) -> DraftConfig:
     """How our engine drafts as this system (plain for systems that are not ours)."""
-    if system.kind != "admg":
+    if system.kind not in ("admg", "ngram", "auto"):
         return DraftConfig(drafter="none")
     names = {"drop": "count", "tokens": "draft_tokens", "exit": "exit_threshold"}
     fields = {names.get(key, key): value for key, value in system.options.items()}
     level = {key: fields.pop(key) for key in ("count", "quantile", "threshold") if key in fields}
     if level:
         fields["drop"] = DropRule(**level)
-    return DraftConfig(**fields)
+    return DraftConfig(drafter=system.kind, **fields)
 
 
 def check_peer(python: str | None) -> str:

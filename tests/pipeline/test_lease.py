@@ -24,15 +24,19 @@ from pipeline.lease import Lease, LeaseTimes, _acquire, hold
 from pipeline.owner import Owner
 from pipeline.storage import LEASES, TEMPORARY, Store
 from tests.pipeline.outputs import commit_rows
+from tests.pipeline.s3 import BUCKET
 
 QUICK = LeaseTimes(every=0.05, stale_after=0.6)
 NEVER_STALE = LeaseTimes(every=0.05, stale_after=3600)
 
 
-@pytest.fixture(params=["local", "object store"])
+@pytest.fixture(params=["local", "object store", "s3"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     if request.param == "local":
         return Store(str(tmp_path / "out"))
+    if request.param == "s3":
+        request.getfixturevalue("s3")
+        return Store(f"s3://{BUCKET}/{uuid.uuid4().hex}/out")
     return Store(f"memory://{uuid.uuid4().hex}/out")
 
 
@@ -73,7 +77,7 @@ def test_a_dead_process_of_this_machine_is_replaced_at_once(store: Store) -> Non
         "import os, sys; from pipeline.lease import *; from pipeline.lease import _acquire;"
         "_acquire(Store(sys.argv[1]), LeaseTimes()); os._exit(1)"
     )
-    if store.uri.startswith("memory"):
+    if "://" in store.uri:
         with subprocess.Popen([sys.executable, "-c", ""]) as process:
             process.wait()
         owner = replace(Owner.this_process(), pid=process.pid)

@@ -34,7 +34,7 @@ def test_soak_fifty_random_kills_of_driver_and_actors(tmp_path: Path) -> None:
 
 def test_fault_27_a_hundred_thousand_rows_with_kills_and_flat_memory(tmp_path: Path) -> None:
     record = soak(
-        tmp_path, 100_000, "--kills", "1000", "--every", "10", "--step", "0.01", "--drivers", "0"
+        tmp_path, 100_000, "--kills", "1000", "--every", "10", "--step", "0.002", "--drivers", "0"
     )
     assert record["actors"] > 3  # type: ignore[operator]
     mib = [m for _, m in record["memory"]]

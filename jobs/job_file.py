@@ -53,6 +53,8 @@ class DraftTable(_Table):
     exit_threshold: float | None = None
     similarity: Literal["mean", "last", "decay"] | None = None
     verification: Literal["shared", "token"] | None = None
+    hole_filling: bool | None = None
+    remake_after: int | None = None
 
 
 class EngineTable(_Table):

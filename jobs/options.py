@@ -188,6 +188,18 @@ _draft = [
     ),
     option(
         DRAFT,
+        "--hole-filling/--no-hole-filling",
+        help="Put the running mean of a dropped layer's output in its place.",
+        default="on" if _DRAFT.hole_filling else "off",
+    ),
+    option(
+        DRAFT,
+        "--remake-after",
+        type=int,
+        help="Choose the layers to drop anew after this many verified tokens.  [default: never]",
+    ),
+    option(
+        DRAFT,
         "--verification",
         type=click.Choice(["shared", "token"]),
         help="Shared noise (same text as plain decoding), or rejection (same law only).",

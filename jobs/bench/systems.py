@@ -59,12 +59,20 @@ def _order(value: str) -> str:
     return value
 
 
+def _on(value: str) -> bool:
+    if value not in ("0", "1"):
+        raise ValueError(value)
+    return value == "1"
+
+
 _DROP: dict[str, Callable[[str], Any]] = {"drop": int, "quantile": float, "threshold": float}
 _DRAFT: dict[str, Callable[[str], Any]] = {
     "tokens": int,
     "exit": float,
     "similarity": str,
     "verification": str,
+    "fill": _on,
+    "remake": int,
 }
 _LOOKUP: dict[str, Callable[[str], Any]] = {"tokens": int, "verification": str}
 _OURS = "jobs.bench.ours:Ours"
@@ -124,6 +132,7 @@ def draft_config(system: System) -> DraftConfig:
     if system.kind not in ("admg", "ngram", "auto"):
         return DraftConfig(drafter="none")
     names = {"drop": "count", "tokens": "draft_tokens", "exit": "exit_threshold"}
+    names |= {"fill": "hole_filling", "remake": "remake_after"}
     fields = {names.get(key, key): value for key, value in system.options.items()}
     level = {key: fields.pop(key) for key in ("count", "quantile", "threshold") if key in fields}
     if level:

@@ -48,6 +48,8 @@ drop_layers = 8
 exit_threshold = 0.6
 similarity = "last"
 verification = "token"
+hole_filling = false
+remake_after = 16
 
 [engine]
 max_num_seqs = 8
@@ -105,6 +107,7 @@ def test_every_key_reaches_the_configuration(job: Write) -> None:
     draft = config.engine.draft
     assert (draft.drafter, draft.draft_tokens, draft.exit_threshold) == ("admg", 6, 0.6)
     assert (draft.similarity, draft.verification) == ("last", "token")
+    assert (draft.hole_filling, draft.remake_after) == (False, 16)
     assert (draft.drop.count, draft.drop.threshold, draft.drop.quantile) == (8, None, None)
     assert (config.engine.max_num_seqs, config.engine.max_model_len) == (8, 2048)
     assert config.engine.kv_budget_bytes == 3 * 2**29
@@ -174,7 +177,7 @@ def test_nothing_given_means_the_classes_defaults() -> None:
         ("sampling = 3", "job.toml: sampling is 3: it must be a table"),
         (
             "[draft]\ndrafter = 'eagle'",
-            "job.toml: draft.drafter is 'eagle': it must be 'admg' or 'none'",
+            "job.toml: draft.drafter is 'eagle': it must be 'auto', 'admg', 'ngram' or 'none'",
         ),
         (
             "[sampling]\nmax_tokens = 0",

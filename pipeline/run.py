@@ -91,6 +91,7 @@ def _run(job: Job, scan: Scan, lease: Lease, tracker: Tracker, started: str) -> 
         if config.allow_bad_shards:
             scan = scan.without_lost(s.chunk for s, _ in pending)
             total = scan.rows
+    del ledger, done  # gigabytes where rows are many; the end reads what is there by then
     speed = ratio(sum(f.completion_tokens for f in files), tracker.decoding_seconds) or 0.0
     tracker.phase("finishing", rows_done=total)
     facts = {

@@ -60,6 +60,8 @@ def _is_bytes(kind: pa.DataType) -> bool:
 def _id_type(shard: Shard, name: str, kind: pa.DataType) -> pa.DataType:
     if is_text(kind):
         return pa.string()
+    if pt.is_null(kind):  # what a table without rows often has; rows would be nulls, and refused
+        return kind
     value = kind.value_type if pt.is_dictionary(kind) else kind
     if pt.is_integer(value):
         return pa.uint64() if pt.is_uint64(value) else pa.int64()
@@ -93,7 +95,10 @@ def _is_messages(kind: pa.DataType) -> bool:
 
 
 class Unifier:
-    """One type for each column of all shards: nulls take the others', numbers the wider one."""
+    """One type for each column of all shards: nulls take the others', numbers the wider one.
+
+    The first of `names` is the id column.
+    """
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = names
@@ -125,9 +130,14 @@ class Unifier:
         self._schema = pa.schema(fields)
 
     def schema(self) -> pa.Schema:
-        """What all shards added so far can be read as."""
+        """What all shards added so far can be read as; ids that no shard has would be text."""
         assert self._schema is not None
-        return self._schema
+        ids = self._schema.field(0)
+        return (
+            self._schema.set(0, ids.with_type(pa.string()))
+            if pt.is_null(ids.type)
+            else self._schema
+        )
 
 
 def as_column(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:

@@ -11,9 +11,11 @@ a writer that sleeps between the two may still commit, and reconciliation then r
 
 from __future__ import annotations
 
+import contextlib
 import os
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -22,8 +24,8 @@ from typing import TypeVar
 import pyarrow as pa
 from pyarrow import fs
 
-from pipeline.errors import Fenced
-from pipeline.retry import PATIENCE, Patience
+from pipeline.errors import Fenced, StorageError
+from pipeline.retry import PATIENCE, Patience, one_line
 
 STATE = "_admg"
 TEMPORARY = f"{STATE}/tmp"
@@ -177,8 +179,13 @@ class Store:
 
         Raises:
             Fenced: another run has taken this output over, or this one is past decoding.
+            StorageError: the file cannot be written, now or at all.
         """
-        self.trying(f"writing {self.path(name)}", lambda: self.write_once(name, data))
+        what = f"writing {self.path(name)}"
+        try:
+            self.trying(what, lambda: self.write_once(name, data))
+        except OSError as error:
+            raise StorageError(f"{what} failed: {one_line(error)}") from error
 
     def write_once(self, name: str, data: bytes | pa.Buffer) -> None:
         """One attempt of `write`."""
@@ -215,17 +222,30 @@ class Store:
 
 
 def _put(filesystem: fs.FileSystem, path: str, data: bytes | pa.Buffer) -> None:
-    # No `with`: closing is what publishes an object, so a failed write must not reach it.
+    # Closing is what publishes an object, and a stream that is given up closes itself. So nothing
+    # may interrupt between open and close, as Ray's cancelling of a task does by an exception in
+    # the main thread: what then appeared was an empty object.
+    with ThreadPoolExecutor(1) as uninterrupted:
+        uninterrupted.submit(_put_whole, filesystem, path, data).result()
+
+
+def _put_whole(filesystem: fs.FileSystem, path: str, data: bytes | pa.Buffer) -> None:
     stream = filesystem.open_output_stream(path)
     stream.write(data)
     stream.close()
 
 
 def _write_durably(path: str, data: bytes | pa.Buffer) -> None:
-    with open(path, "wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
+    try:
+        with open(path, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError:
+        # On a full disk each further attempt would leave another half of a file.
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        raise
 
 
 def _sync_folder(path: str) -> None:

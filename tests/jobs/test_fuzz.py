@@ -1,0 +1,69 @@
+"""Whatever a job file, template or shard holds: a clear sentence, exit code 2, no traceback."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import jobs.job_file
+from jobs.cli import main
+
+KEYS = [*jobs.job_file.option_names(), "sampling", "prompt", "engine", "draft", "unknown"]
+VALUES = ["1", "-1", "0.5", "nan", "true", '"x"', '""', "[]", "[1]", '["x", 2]', "{}", "1979-05-27"]
+LINES = st.one_of(
+    st.tuples(st.sampled_from(KEYS), st.sampled_from(VALUES)).map(" = ".join),
+    st.sampled_from([f"[{table}]" for table in jobs.job_file.TABLES]),
+    st.text(max_size=12),
+)
+QUIET = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+def said(arguments: list[str]) -> str:
+    """What the command says about a mistake, which this must be."""
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2, result.output
+    assert isinstance(result.exception, SystemExit)
+    assert "Traceback" not in result.output
+    assert "Error: " in result.output
+    return result.output
+
+
+@QUIET
+@given(lines=st.lists(LINES, max_size=6))
+def test_job_files_of_any_content(tmp_path: Path, lines: list[str]) -> None:
+    path = tmp_path / "job.toml"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    said(["run", "--config", str(path), "--input", str(tmp_path / "nowhere"), "--output", "o"])
+
+
+@QUIET
+@given(content=st.binary(max_size=40))
+def test_job_files_of_any_bytes(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "job.toml"
+    path.write_bytes(content)
+    said(["run", "--config", str(path), "--input", str(tmp_path / "nowhere")])
+
+
+@QUIET
+@given(content=st.one_of(st.text(alphabet="{}ab\n é", max_size=12).map(str.encode), st.binary()))
+def test_templates_of_any_content(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "template.txt"
+    path.write_bytes(content)
+    where = ["--input", str(tmp_path / "nowhere"), "--output", str(tmp_path / "out")]
+    said(["run", "--template", str(path), *where, "--model", str(tmp_path)])
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1" + bytes(20) + b"PAR1", b"id,prompt\n"])
+def test_files_that_are_no_parquet(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "in.parquet"
+    path.write_bytes(content)
+    where = ["--input", str(path), "--output", str(tmp_path / "out"), "--model", str(tmp_path)]
+    output = said(["run", *where])
+    assert f"the input shard {path} cannot be read as Parquet" in output
+    assert output.splitlines()[-1].startswith("Error: ")

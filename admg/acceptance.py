@@ -6,7 +6,7 @@ judged and count nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 # Trials that a prior weighs as much as.
 PRIOR_TRIALS = 4.0
@@ -15,7 +15,7 @@ DECAY = 0.95
 
 
 @dataclass(slots=True)
-class Acceptance:
+class Share:
     """Accepted over judged draft tokens, the latest counting most."""
 
     accepted: float = 0.0
@@ -26,9 +26,44 @@ class Acceptance:
         self.accepted = DECAY * self.accepted + accepted
         self.judged = DECAY * self.judged + judged
 
-    def rate(self, prior: float) -> float:
+    def value(self, prior: float) -> float:
         """The share, drawn towards `prior` as long as there is little to go by."""
         return (self.accepted + PRIOR_TRIALS * prior) / (self.judged + PRIOR_TRIALS)
+
+
+@dataclass(frozen=True, slots=True)
+class Chance:
+    """Probability that a draft's first token is accepted, and each later one after that."""
+
+    first: float
+    later: float
+
+    def tokens(self, length: int) -> float:
+        """Expected committed tokens of a draft: 1 + first (1 + later + ... )."""
+        return 1 + sum(self.first * self.later**i for i in range(length))
+
+    def reaches(self, length: int) -> float:
+        """Probability that all `length` tokens are accepted."""
+        return self.first * self.later ** (length - 1) if length else 1.0
+
+
+@dataclass(slots=True)
+class Acceptance:
+    """The shares of first and of later tokens: who copied one token right copies on."""
+
+    first: Share = field(default_factory=Share)
+    later: Share = field(default_factory=Share)
+
+    def see(self, accepted: int, judged: int) -> None:
+        """Take one round in."""
+        if judged:
+            self.first.see(min(accepted, 1), 1)
+        if judged > 1:
+            self.later.see(accepted - 1, judged - 1)
+
+    def chance(self, prior: Chance) -> Chance:
+        """What to expect, drawn towards `prior`."""
+        return Chance(self.first.value(prior.first), self.later.value(prior.later))
 
 
 def judged(proposed: list[int], committed: list[int]) -> tuple[int, int]:

@@ -1,31 +1,41 @@
 """The controller: plain, lookup or self-draft, and how long, by measured cost and acceptance.
 
 For each choice the expected committed tokens of the round are divided by the modelled seconds of
-its passes (`pass_cost`); the best rate wins. With acceptance a per token, a draft of k tokens
-commits 1 + a + a^2 + ... + a^k tokens (Leviathan et al. 2211.17192, section 3). Plain decoding is
+its passes (`pass_cost`); the best rate wins. The expectation is that of Leviathan et al.
+(2211.17192, section 3), with an acceptance of its own for a draft's first token. Plain decoding is
 one of the choices and wins ties; the choice never moves a completion under shared noise.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
-from admg.acceptance import Acceptance, judged
+from admg.acceptance import Acceptance, Chance, judged
 from admg.drafters.ngram import Proposal
 from admg.drafters.ngram_index import copy_from
 from admg.pass_cost import PassCost
 from admg.sequence import Sequence
 
+NONE = Chance(0.0, 0.0)
 # Longest drafts that are weighed against each other.
 LOOKUP_LIMITS = (1, 2, 3, 4, 6, 8, 12)
 # A draft must promise this much more than plain decoding: the model of the costs is only a model.
 MARGIN = 1.03
 # Before anything is known, by the length of the matched suffix.
-LOOKUP_PRIOR = {5: 0.7, 4: 0.6, 3: 0.5, 2: 0.3}
-SELF_PRIOR = 0.75
+LOOKUP_PRIOR = {
+    5: Chance(0.7, 0.8),
+    4: Chance(0.5, 0.7),
+    3: Chance(0.4, 0.7),
+    2: Chance(0.3, 0.6),
+}
+SELF_PRIOR = Chance(0.75, 0.75)
 # Where a self-draft would not pay even with this acceptance, nothing is prepared for it.
-OPTIMISTIC = 0.9
+OPTIMISTIC = Chance(0.9, 0.9)
+# How much a round's surplus of tokens over its expectation moves later expectations.
+TRUST_STEP = 0.05
+FORGIVENESS = 0.002
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +51,23 @@ class Choice:
         return cls([0] * count, [0] * count)
 
 
+@dataclass(frozen=True, slots=True)
+class Bid:
+    """A choice, the tokens that it is expected to commit, and those per second."""
+
+    name: str
+    choice: Choice
+    tokens: float
+    rate: float
+
+
 @dataclass(slots=True)
 class Controller:
     """Chooses for one engine.
 
     `target` and `own` are the seconds of a target pass and of one self-draft pass; `own` None
-    where there is no self-drafting.
+    where there is no self-drafting. `trust` is how many of the expected tokens drafts have
+    brought of late, `rounds` how often each kind was chosen.
     """
 
     target: PassCost
@@ -55,6 +76,8 @@ class Controller:
         default_factory=lambda: {n: Acceptance() for n in LOOKUP_PRIOR}
     )
     rounds: dict[str, int] = field(default_factory=dict)
+    trust: dict[str, float] = field(default_factory=lambda: {"lookup": 1.0, "self": 1.0})
+    last: Bid | None = None
 
     def choose(
         self, sequences: Seq[Sequence], proposals: Seq[Proposal | None], context: float
@@ -62,33 +85,66 @@ class Controller:
         """The choice for the next round."""
         count = len(sequences)
         plain = self.target.estimate(count, context)
-        best, name, rate = Choice.plain(count), "plain", MARGIN * count / plain
+        best = Bid("plain", Choice.plain(count), count, MARGIN * count / plain)
+        for bid in self._lookup_bids(sequences, proposals, context, plain):
+            best = max(best, bid, key=lambda b: b.rate)
+        for bid in self._own_bids(sequences, context):
+            best = max(best, bid, key=lambda b: b.rate)
+        self.rounds[best.name] = self.rounds.get(best.name, 0) + 1
+        self.last = best
+        return best.choice
+
+    def note(self, committed: int) -> None:
+        """Compare the round's tokens with what was expected of it."""
+        bid = self.last
+        if bid is None:
+            return
+        if bid.name == "plain":
+            # Forgiveness: what was given up is tried again, some hundred rounds later.
+            for name, trust in self.trust.items():
+                self.trust[name] = trust + FORGIVENESS * (1 - trust)
+            return
+        ratio = min(committed / bid.tokens, 2.0)
+        self.trust[bid.name] += TRUST_STEP * (ratio - self.trust[bid.name])
+
+    def _lookup_bids(
+        self,
+        sequences: Seq[Sequence],
+        proposals: Seq[Proposal | None],
+        context: float,
+        plain: float,
+    ) -> Iterator[Bid]:
+        count = len(sequences)
         chances = [
-            self._lookup_chance(s, p) if p is not None else 0.0
+            self._lookup_chance(s, p) if p is not None else NONE
             for s, p in zip(sequences, proposals, strict=True)
         ]
-        for most in LOOKUP_LIMITS if any(chances) else ():
+        if all(p is None for p in proposals):
+            return
+        for most in LOOKUP_LIMITS:
             price = self.target.estimate(count, context, 1 + most) - plain
             worth = price / (count * most) * count / plain  # tokens that one draft token must bring
             lengths = [
                 _length(chance, min(most, s.lookup_limit), worth)
                 for s, chance in zip(sequences, chances, strict=True)
             ]
-            expected = sum(map(_tokens, chances, lengths))
-            reached = expected / self._seconds(count, context, lengths)
-            if reached > rate:
-                best, name, rate = Choice(lengths, [0] * count), "lookup", reached
-        if self.own is not None:
-            chances = [s.own_acceptance.rate(SELF_PRIOR) for s in sequences]
-            per_pass = self.own.estimate(count, context)
-            for most in range(1, max((s.draft_limit for s in sequences), default=0) + 1):
-                lengths = [min(most, s.draft_limit) for s in sequences]
-                seconds = most * per_pass + self._seconds(count, context, lengths)
-                reached = sum(map(_tokens, chances, lengths)) / seconds
-                if reached > rate:
-                    best, name, rate = Choice([0] * count, lengths), "self", reached
-        self.rounds[name] = self.rounds.get(name, 0) + 1
-        return best
+            tokens = sum(c.tokens(n) for c, n in zip(chances, lengths, strict=True))
+            rate = self.trust["lookup"] * tokens / self._seconds(count, context, lengths)
+            yield Bid("lookup", Choice(lengths, [0] * count), tokens, rate)
+
+    def _own_bids(self, sequences: Seq[Sequence], context: float) -> Iterator[Bid]:
+        if self.own is None:
+            return
+        count = len(sequences)
+        chances = [s.own_acceptance.chance(SELF_PRIOR) for s in sequences]
+        per_pass = self.own.estimate(count, context)
+        for most in range(1, max(s.draft_limit for s in sequences) + 1):
+            lengths = [min(most, s.draft_limit) for s in sequences]
+            seconds = most * per_pass + self._seconds(count, context, lengths)
+            tokens = sum(c.tokens(n) for c, n in zip(chances, lengths, strict=True))
+            yield Bid(
+                "self", Choice([0] * count, lengths), tokens, self.trust["self"] * tokens / seconds
+            )
 
     def own_may_pay(self, most: int) -> bool:
         """Whether self-drafts of up to `most` tokens can win here, were nearly all accepted."""
@@ -100,7 +156,7 @@ class Controller:
                 for k in range(1, most + 1):
                     seconds = k * self.own.estimate(count, context)
                     seconds += self.target.estimate(count, context, 1 + k)
-                    if _tokens(OPTIMISTIC, k) / seconds > MARGIN / plain:
+                    if OPTIMISTIC.tokens(k) / seconds > MARGIN / plain:
                         return True
         return False
 
@@ -123,9 +179,9 @@ class Controller:
         if own[1]:
             s.own_acceptance.see(*own)
 
-    def _lookup_chance(self, s: Sequence, proposal: Proposal) -> float:
-        shared = self.lookup[proposal.matched].rate(LOOKUP_PRIOR[proposal.matched])
-        return s.lookup_acceptance.rate(shared)
+    def _lookup_chance(self, s: Sequence, proposal: Proposal) -> Chance:
+        shared = self.lookup[proposal.matched].chance(LOOKUP_PRIOR[proposal.matched])
+        return s.lookup_acceptance.chance(shared)
 
     def _seconds(self, count: int, context: float, lengths: list[int]) -> float:
         # Matrix products follow all tokens of the pass, attention the longest draft of a group.
@@ -134,14 +190,9 @@ class Controller:
         return sum(both) / 2
 
 
-def _tokens(chance: float, length: int) -> float:
-    """Expected committed tokens of a draft: 1 + a + ... + a^length."""
-    return sum(chance**i for i in range(length + 1))
-
-
-def _length(chance: float, most: int, worth: float) -> int:
+def _length(chance: Chance, most: int, worth: float) -> int:
     """Tokens to draft: as long as the next one is likelier to be accepted than it costs."""
     length = 0
-    while length < most and chance ** (length + 1) > worth:
+    while length < most and chance.reaches(length + 1) > worth:
         length += 1
     return length

@@ -83,6 +83,11 @@ class Drafting:
         seen = (accepted, min(accepted + 1, own)) if own else (0, 0)
         self._controller.learn(s, drafted.proposals[i], committed, seen)
 
+    def end_round(self, committed: int) -> None:
+        """Tell how many tokens the round has committed in all."""
+        if self._controller is not None:
+            self._controller.note(committed)
+
     def own_may_pay(self, most: int) -> bool:
         """Whether self-drafts of up to `most` tokens are worth preparing for; if not, none are.
 

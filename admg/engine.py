@@ -209,6 +209,8 @@ class Engine:
                 self._arena.clear(s.extent, s.computed)
             elif reason is not None:
                 done.append(self._retire(s, reason))
+        if self._drafting is not None and not plain:
+            self._drafting.end_round(sum(count for count, _ in outcomes))
         return done
 
     def _commit(self, s: Sequence, tokens: list[int] | None) -> tuple[int, FinishReason | None]:

@@ -40,8 +40,3 @@ class Draft:
     def drafted(self, i: int, source: str) -> int:
         """How many tokens of sequence i came from one drafter."""
         return sum(count for name, count in self.sources[i] if name == source)
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest draft."""
-        return max(map(len, self.tokens), default=0)

@@ -123,6 +123,30 @@ def full_pass(model: Transformer, tokens: list[int]) -> tuple[Tensor, KVArena, A
     return model.logits(hidden), arena, extent
 
 
+class _Outputs:
+    """What every attention layer adds in a pass, and the cosines that it turns by."""
+
+    def __init__(self) -> None:
+        self.outputs: list[Tensor] = []
+        self.cosines: list[Tensor] = []
+
+    def see(self, layer: int, x: Tensor, added: Tensor) -> None:
+        """Keep both, in fp64."""
+        x, added = x.double(), added.double()
+        self.outputs.append(added)
+        self.cosines.append(torch.nn.functional.cosine_similarity(x, x + added, dim=-1))
+
+
+def outputs_and_cosines(model: Transformer, tokens: list[int]) -> tuple[Tensor, Tensor]:
+    """Attention outputs [L, T, D] and similarities [L, T], fp64, of one sequence in one pass."""
+    arena = KVArena(model.config, len(tokens) + 64, torch.float32, "cpu")
+    extent = arena.allocate(len(tokens))
+    assert extent is not None
+    seen = _Outputs()
+    model.forward(RaggedBatch.build([(tokens, 0, extent)], "cpu"), arena, observers=[seen])
+    return torch.stack(seen.outputs), torch.stack(seen.cosines)
+
+
 def score_gap(model: Transformer, request: Request, agreed: list[int], a: int, b: int) -> float:
     """How far apart two tokens are after a common prefix: by logits, sampled by log p + noise."""
     prefix = [*request.prompt_token_ids, *agreed]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from admg.acceptance import Acceptance, judged
+from admg.acceptance import Acceptance, Chance, judged
 from admg.config import DraftConfig, SamplingParams
 from admg.controller import Controller
 from admg.drafters.ngram import Proposal
@@ -46,7 +46,8 @@ def sequence(remaining: int = 50, draft_tokens: int = 4) -> Sequence:
 
 def with_acceptance(s: Sequence, rate: float) -> Sequence:
     for estimate in (s.lookup_acceptance, s.own_acceptance):
-        estimate.accepted, estimate.judged = 1000 * rate, 1000
+        for share in (estimate.first, estimate.later):
+            share.accepted, share.judged = 1000 * rate, 1000
     return s
 
 
@@ -103,11 +104,14 @@ def test_what_would_have_been_right_is_learned_without_drafting() -> None:
     s = sequence()
     s.tokens += [1, 2]  # lookup at 0 would have said 1, 2, 3
     controller.learn(s, Proposal(0, 2), [1, 2], (0, 0))
-    assert (controller.lookup[2].accepted, controller.lookup[2].judged) == (2, 2)
+    estimate = controller.lookup[2]
+    assert (estimate.first.accepted, estimate.first.judged) == (1, 1)
+    assert (estimate.later.accepted, estimate.later.judged) == (1, 1)
     s.tokens += [9]
     controller.learn(s, Proposal(0, 2), [9], (0, 0))
-    assert s.lookup_acceptance.accepted < 2 < s.lookup_acceptance.judged
-    assert s.own_acceptance.judged == 0
+    assert s.lookup_acceptance.first.accepted < 1 < s.lookup_acceptance.first.judged
+    assert s.lookup_acceptance.later.judged == 1
+    assert s.own_acceptance.first.judged == 0
 
 
 def test_judged_tokens_end_with_the_first_refused_one() -> None:
@@ -119,14 +123,32 @@ def test_judged_tokens_end_with_the_first_refused_one() -> None:
 
 
 def test_acceptance_begins_with_its_prior_and_forgets() -> None:
-    estimate = Acceptance()
-    assert estimate.rate(0.3) == pytest.approx(0.3)
+    estimate, prior = Acceptance(), Chance(0.3, 0.6)
+    assert estimate.chance(prior) == prior
     for _ in range(200):
-        estimate.see(1, 1)
-    assert estimate.rate(0.3) > 0.85
+        estimate.see(3, 3)
+    assert estimate.chance(prior).first > 0.85 and estimate.chance(prior).later > 0.9
     for _ in range(200):
         estimate.see(0, 1)
-    assert estimate.rate(0.3) < 0.1
+    assert estimate.chance(prior).first < 0.1
+    assert estimate.chance(prior).later > 0.9, "nothing was learned of later tokens"
+
+
+def test_expected_tokens() -> None:
+    chance = Chance(0.5, 0.8)
+    assert [chance.tokens(n) for n in range(4)] == pytest.approx([1, 1.5, 1.9, 2.22])
+    assert [chance.reaches(n) for n in range(4)] == pytest.approx([1, 0.5, 0.4, 0.32])
+
+
+def test_drafts_that_bring_less_than_expected_are_given_up() -> None:
+    """However sure the estimates are: what counts is what the rounds have brought."""
+    controller = Controller(costs(per_token=0.1)[0], None)
+    s = with_acceptance(sequence(), 0.8)
+    assert any(controller.choose([s], [FOUND], 50).lookup)
+    for _ in range(60):
+        controller.choose([s], [FOUND], 50)
+        controller.note(1)
+    assert not any(controller.choose([s], [FOUND], 50).lookup)
 
 
 @pytest.fixture(scope="module")

@@ -172,6 +172,8 @@ CONFIGURATIONS: dict[str, tuple[DraftConfig, dict[str, Any]]] = {
         {"max_num_seqs": 4},
     ),
     "long-drafts": (drafting(1, draft_tokens=16, similarity="decay"), {"max_num_seqs": 8}),
+    "holes-left-empty": (drafting(2, hole_filling=False), {"max_num_seqs": 4}),
+    "plan-remade": (drafting(2, remake_after=5), {"max_num_seqs": 4, "prefill_tokens": 40}),
     "plain": (PLAIN, {"max_num_seqs": 8, "prefill_tokens": 64}),
 }
 

@@ -20,7 +20,7 @@ import pytest
 import torch
 import transformers
 
-from admg.config import SamplingParams
+from admg.config import DraftConfig, SamplingParams
 from admg.model import Transformer
 from admg.request import Completion, Request
 from tests.admg.decoding import (
@@ -189,6 +189,22 @@ def test_plain_decoding_of_every_batch_size(model, prompts, eos, expected, law, 
     requests = [request_for(prompts, row, law, MAX_TOKENS) for row in range(NUM_PROMPTS)]
     config = engine_config(PLAIN, max_num_seqs=batch, max_model_len=512)
     done = decode(model, requests, config, eos_token_ids=eos)
+    assert_identical(
+        model, requests, [done[r.key].token_ids for r in requests], expected(law), tie=TIE
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("drafter", ["ngram", "auto"])
+@pytest.mark.parametrize("batch", [1, 4, 8])
+@pytest.mark.parametrize("law", LAWS)
+def test_lookup_and_the_controller(model, prompts, eos, expected, law, batch, drafter) -> None:
+    requests = [request_for(prompts, row, law, MAX_TOKENS) for row in range(NUM_PROMPTS)]
+    draft = DraftConfig(drafter=drafter)
+    config = engine_config(draft, max_num_seqs=batch, max_model_len=512)
+    done = decode(model, requests, config, eos_token_ids=eos)
+    assert sum(c.stats.num_accepted_draft_tokens for c in done.values()) > 0
     assert_identical(
         model, requests, [done[r.key].token_ids for r in requests], expected(law), tie=TIE
     )

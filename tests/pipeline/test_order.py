@@ -34,7 +34,7 @@ from pipeline.manifest import MANIFEST, SUCCESS, read_manifest
 from pipeline.names import FileName
 from pipeline.settle import best_rows
 from pipeline.sink import commit
-from pipeline.source import Chunk, ScannedChunk
+from pipeline.source import ScannedChunk
 from pipeline.storage import Store
 from tests.pipeline.outputs import PRINT, SCHEMA, rows, text_of
 
@@ -70,7 +70,7 @@ def scan_of(ids: Sequence[str], prompts: Sequence[str]) -> list[ScannedChunk]:
     """The input as a run has scanned it."""
     table = rows(ids, prompts)
     part = ScannedChunk(
-        Chunk(None, (0,), len(ids)),  # type: ignore[arg-type]
+        None,  # type: ignore[arg-type]
         id_keys(table["id"]),
         stored_keys(table["row_key"]),
     )

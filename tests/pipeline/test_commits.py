@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.errors import StorageError
 from pipeline.fingerprint import Fingerprint
 from pipeline.key_columns import id_keys
 from pipeline.keys import as_keys, row_key
@@ -94,7 +95,7 @@ def test_a_crash_inside_a_commit_leaves_nothing_to_see(
         else:
             broken = {"open": crash, "write": BrokenDisk}
             patch.setattr("pipeline.storage.open", broken[point], raising=False)
-        with pytest.raises(OSError):
+        with pytest.raises(StorageError):
             commit(store, PRINT, results("a"))
     assert store.names(".parquet") == []
     assert read_ledger(store, "id").rows == 0

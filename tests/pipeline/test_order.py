@@ -86,7 +86,7 @@ def end_run(store: Store, scanned: list[ScannedChunk], most_rows: int = 4, decod
     """The end of a run that has the output to itself."""
     with hold(store, QUICK) as lease:
         job = job_of(lease.store, most_rows)
-        return finish(job, scanned, lease, {"rows_decoded": decoded})
+        return finish(job, scanned, lease, {"rows_decoded": decoded, "bad_shards": []})
 
 
 class Died(BaseException):

@@ -13,8 +13,12 @@ from collections.abc import Callable
 from admg.kv_arena import SLOT_GRAIN
 
 DRIFT_DECAY = 0.8
-# One round moves no estimate by more than this: a hiccup of the machine is not its speed.
+# A hiccup of the machine is not its speed: no round counts as slower than this.
 MOST_RATIO = 2.0
+# But no machine is faster than it is: where a pass takes less than this share of its estimate,
+# the warm-up was disturbed, and the estimate follows at once.
+FASTER = 0.7
+FASTER_DECAY = 0.5
 SHORT_CONTEXT = 64
 LONG_CONTEXT = 1024
 # Tokens per sequence of the passes that are timed where drafts of varying length are weighed.
@@ -82,8 +86,8 @@ class PassCost:
         drafted = tokens > 1 and len(self.tokens) > 1
         column = min(self.tokens[drafted:], key=lambda t: abs(t - tokens))
         ratio = seconds / self.estimate(sequences, context, tokens)
-        ratio = min(max(ratio, 1 / MOST_RATIO), MOST_RATIO)
-        self._drift[column] *= DRIFT_DECAY + (1 - DRIFT_DECAY) * ratio
+        decay = FASTER_DECAY if ratio < FASTER else DRIFT_DECAY
+        self._drift[column] *= decay + (1 - decay) * min(ratio, MOST_RATIO)
 
     def _at(self, sequences: int, context: float, tokens: int) -> float:
         by_size = [

@@ -96,3 +96,21 @@ def test_the_grid_fits_the_engine(max_num_seqs: int, max_model_len: int, num_slo
     assert cost.sizes[-1] * extent <= num_slots
     if num_slots == 200_000:
         assert cost.sizes[-1] == max_num_seqs
+
+
+def test_a_disturbed_warm_up_is_soon_forgotten() -> None:
+    """The warm-up came out eight times too slow: a few real rounds put that right."""
+    cost = PassCost([1, 4], [64, 1024], (1, 2, 5, 9))
+    cost.warm_up(lambda *shape: 8 * linear(*shape))
+    for _ in range(8):
+        cost.observe(4, 500, linear(4, 500))
+    assert cost.estimate(4, 500) < 1.5 * linear(4, 500)
+    assert cost.estimate(4, 500, 5) > 4 * linear(4, 500, 5), "drafted passes are known by their own"
+
+
+def test_drafted_passes_do_not_move_the_yardstick(cost: PassCost) -> None:
+    before = cost.estimate(4, 500)
+    for _ in range(50):
+        cost.observe(4, 500, 3 * cost.estimate(4, 500, 5), 5)
+    assert cost.estimate(4, 500) == before
+    assert cost.estimate(4, 500, 5) > 2 * linear(4, 500, 5)

@@ -30,7 +30,7 @@ run: setup ## Summarise Python's own documentation with the demo model (about 5 
 	@rm -rf $(DEMO)
 	$(BIN)/admg-batch prepare demo --output $(DEMO)/prompts --limit $(DEMO_ROWS)
 	$(BIN)/admg-batch run --input $(DEMO)/prompts --output $(DEMO)/output --model demo \
-		--chat --max-tokens $(DEMO_TOKENS) --keep topic
+		--chat --max-tokens $(DEMO_TOKENS) --keep topic --drafter auto
 
 test: lint ## Lint, types, layers, documentation and every test without slow, gpu, cluster
 	$(BIN)/python -m pytest -m "not slow and not gpu and not cluster"

@@ -138,9 +138,9 @@ def _acquire(store: Store, times: LeaseTimes) -> Lease:
     for _ in range(_TRIES):
         names = _leases(store)
         last = max(map(_number, names), default=0)
-        for name in names:
-            if _number(name) == last:
-                _wait_until_free(store, name, times)
+        latest = [name for name in names if _number(name) == last]
+        if not all([_is_free(store, name, times) for name in latest]):
+            continue  # it gave way to another one that this look has missed
         fence = 1 + max([last, *_fences_of_files(store)])
         claim = _claim(store, fence, owner)
         if claim is not None:
@@ -200,10 +200,12 @@ def _overwrite(store: Store, name: str, owner: Owner) -> None:
         out.write(data)
 
 
-def _wait_until_free(
+def _is_free(
     store: Store, name: str, times: LeaseTimes, sleep: Callable[[float], None] = time.sleep
-) -> None:
-    """Return once this lease is released, gone, or silent for too long.
+) -> bool:
+    """Wait until this lease is released, its owner gone, or silent for too long.
+
+    False where the file itself has vanished: that says nothing about who holds the output now.
 
     Raises:
         Locked: its owner renewed it.
@@ -212,14 +214,17 @@ def _wait_until_free(
     while time.monotonic() - began < times.stale_after:
         now = _read(store, name)
         owner = _parse(now)
-        if now is None or (owner is not None and (owner.released or owner.is_gone)):
-            return
+        if now is None:
+            return False
+        if owner is not None and (owner.released or owner.is_gone):
+            return True
         if now != first:
             raise Locked(
                 f"output is {store.uri!r}: locked by {owner or 'another run'}. Wait for that run, "
                 "or stop it; this command then goes on from what is committed"
             )
         sleep(min(0.5, times.every / 4))
+    return True
 
 
 def _read(store: Store, name: str) -> bytes | None:

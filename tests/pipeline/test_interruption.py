@@ -20,13 +20,13 @@ from pipeline.run import run
 from tests.pipeline.conftest import write_shards
 from tests.pipeline.standin import StandIn, expected
 
-ROWS = 120
+ROWS = 600
 PROGRAM = """
 from pipeline.run import run
 from tests.pipeline.standin import StandIn
 from tests.pipeline.test_interruption import config_of
 import pathlib
-run(config_of(pathlib.Path({folder!r})), engine_factory=StandIn(step_seconds=0.1))
+run(config_of(pathlib.Path({folder!r})), engine_factory=StandIn(step_seconds=0.2))
 """
 
 

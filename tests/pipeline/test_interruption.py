@@ -20,7 +20,7 @@ from pipeline.run import run
 from tests.pipeline.conftest import write_shards
 from tests.pipeline.standin import StandIn, expected
 
-ROWS = 600
+ROWS = 300
 PROGRAM = """
 from pipeline.run import run
 from tests.pipeline.standin import StandIn

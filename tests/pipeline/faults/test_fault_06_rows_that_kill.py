@@ -51,6 +51,7 @@ run(config_of(folder, None), engine_factory=FaultyStandIn(folder=str(folder / "f
 """
 
 
+@pytest.mark.slow
 def test_fault_06_what_is_known_survives_the_driver_and_its_cluster(tmp_path: Path) -> None:
     table = prompts(40, {11: KILL})
     config = config_of(tmp_path, table)

@@ -28,6 +28,7 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 TIMES = LeaseTimes(every=0.2, stale_after=3.0)
 
 
+@pytest.mark.slow
 def test_fault_16_one_run_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second run is refused; one that comes when the first is silent takes over for good."""
     table = prompts(64)

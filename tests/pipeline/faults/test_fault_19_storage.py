@@ -59,6 +59,7 @@ def test_fault_19_a_full_disk_is_waited_for(
 
 
 @pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.slow
 def test_fault_19_a_disk_that_stays_full_ends_the_run_and_it_goes_on_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,6 +112,7 @@ def test_fault_19_a_failed_write_leaves_nothing_behind(
 
 
 @pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.slow
 def test_fault_19_an_s3_that_throttles(s3: S3Server, tmp_path: Path) -> None:
     """Bursts are sat out; what lasts longer ends the run; the same command goes on."""
     table = prompts(24)

@@ -35,15 +35,15 @@ QUERY_BLOCK = 192
 class Group:
     """Sequences that attend in one batched matmul.
 
-    `index` [n*Q] int64 into the pass's tokens, None where the group is the pass itself in order;
-    a sequence with fewer than Q tokens repeats its last one. `mask` [n, 1, 1, Q, C] is added to
-    the scores.
+    `index` are the n*Q tokens of the pass that ask: a slice where they stand in a row, int64 [n*Q]
+    where a sequence with fewer than Q tokens repeats its last one. `mask` [n, 1, 1, Q, C] is added
+    to the scores.
     """
 
     segments: tuple[Segment, ...]
     queries: int
     mask: Tensor
-    index: Tensor | None
+    index: Tensor | slice
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ def plan_attention(batch: RaggedBatch, dtype: torch.dtype) -> AttentionPlan:
     long = tuple(s for s in batch.segments if s.count > FEW_TOKENS)
     groups = []
     for members in _neighbours(short):
-        groups.append(_group(batch, members, dtype, whole=len(members) == len(batch.segments)))
+        groups.append(_group(batch, members, dtype))
     return AttentionPlan(tuple(groups), long)
 
 
@@ -70,14 +70,11 @@ def attend(q: Tensor, layer: int, batch: RaggedBatch, arena: KVArena) -> Tensor:
     if not isinstance(plan, AttentionPlan):
         plan = batch.attention = plan_attention(batch, q.dtype)
     q = q * (1.0 / math.sqrt(q.shape[-1]))
-    if len(plan.groups) == 1 and not plan.long and plan.groups[0].index is None:
+    if len(plan.groups) == 1 and not plan.long and plan.groups[0].index == slice(0, len(q)):
         return _attend_group(q, layer, plan.groups[0], arena)
     out = torch.empty_like(q)
     for group in plan.groups:
-        if group.index is None:
-            out = _attend_group(q, layer, group, arena)
-        else:
-            out[group.index] = _attend_group(q[group.index], layer, group, arena)
+        out[group.index] = _attend_group(q[group.index], layer, group, arena)
     for segment in plan.long:
         span = slice(segment.first, segment.first + segment.count)
         out[span] = _attend_long(q[span], layer, segment, arena)
@@ -96,7 +93,7 @@ def _neighbours(segments: list[Segment]) -> list[list[Segment]]:
     return runs
 
 
-def _group(batch: RaggedBatch, members: list[Segment], dtype: torch.dtype, whole: bool) -> Group:
+def _group(batch: RaggedBatch, members: list[Segment], dtype: torch.dtype) -> Group:
     device = batch.token_ids.device
     queries = max(s.count for s in members)
     tokens = [s.first + min(j, s.count - 1) for s in members for j in range(queries)]
@@ -104,8 +101,9 @@ def _group(batch: RaggedBatch, members: list[Segment], dtype: torch.dtype, whole
     seen = batch.positions[index].view(len(members), queries, 1)  # [n, Q, 1]
     hidden = torch.arange(members[0].extent.capacity, device=device) > seen  # [n, Q, C]
     mask = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, -math.inf)
-    in_order = whole and tokens == list(range(len(batch.positions)))
-    return Group(tuple(members), queries, mask[:, None, None], None if in_order else index)
+    row = slice(tokens[0], tokens[0] + len(tokens))
+    in_a_row = tokens == list(range(row.start, row.stop))
+    return Group(tuple(members), queries, mask[:, None, None], row if in_a_row else index)
 
 
 def _attend_group(q: Tensor, layer: int, group: Group, arena: KVArena) -> Tensor:

@@ -139,7 +139,7 @@ def _acquire(store: Store, times: LeaseTimes) -> Lease:
         names = _leases(store)
         last = max(map(_number, names), default=0)
         latest = [name for name in names if _number(name) == last]
-        if not all([_is_free(store, name, times) for name in latest]):
+        if not all(_is_free(store, name, times) for name in latest):
             continue  # it gave way to another one that this look has missed
         fence = 1 + max([last, *_fences_of_files(store)])
         claim = _claim(store, fence, owner)

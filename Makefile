@@ -26,7 +26,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@
 
-run: setup ## Summarise Python's own documentation with the demo model (about 5 minutes)
+run: setup ## Summarise Python's own documentation with the demo model (2 minutes, and as long to install)
 	@rm -rf $(DEMO)
 	$(BIN)/admg-batch prepare demo --output $(DEMO)/prompts --limit $(DEMO_ROWS)
 	$(BIN)/admg-batch run --input $(DEMO)/prompts --output $(DEMO)/output --model demo \

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 Verification = Literal["shared", "token"]
 SimilarityMean = Literal["mean", "last", "decay"]
@@ -143,8 +143,12 @@ class DraftConfig:
     remake_after: int | None = None
 
     def __post_init__(self) -> None:
-        names = ("auto", "admg", "ngram", "none")
-        _refuse(self.drafter not in names, "drafter", self.drafter, "auto, admg, ngram or none")
+        _refuse(
+            self.drafter not in get_args(Drafter),
+            "drafter",
+            self.drafter,
+            "auto, admg, ngram or none",
+        )
         _refuse(not 1 <= self.draft_tokens <= 64, "draft_tokens", self.draft_tokens, "1 to 64")
         _refuse(
             self.similarity not in ("mean", "last", "decay"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from admg.config import EngineConfig
 from admg.controller import Choice, Controller
@@ -63,7 +63,7 @@ class Drafting:
         """The drafts of one round; `plain` forbids them, but not their proposals."""
         drafted = Drafted.nothing(len(sequences))
         if self._ngram is not None:
-            drafted.proposals[:] = [self._ngram.propose(s) for s in sequences]
+            drafted = replace(drafted, proposals=[self._ngram.propose(s) for s in sequences])
         if plain:
             return drafted
         choice = self._choose(sequences, drafted.proposals, context)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from admg.config import Drafter
 from jobs.mistakes import describe
 
 
@@ -45,7 +46,7 @@ class SamplingTable(_Table):
 
 
 class DraftTable(_Table):
-    drafter: Literal["auto", "admg", "ngram", "none"] | None = None
+    drafter: Drafter | None = None
     draft_tokens: int | None = None
     drop_layers: int | None = None
     similarity_threshold: float | None = None

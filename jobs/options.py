@@ -6,9 +6,11 @@ given comes from the job file, then from the configuration classes.
 
 from __future__ import annotations
 
+from typing import get_args
+
 import click
 
-from admg.config import DraftConfig, EngineConfig, SamplingParams
+from admg.config import DraftConfig, Drafter, EngineConfig, SamplingParams
 from jobs.option_kinds import ExampleCommand, ExampleGroup, apply, listing, names, option, switch
 from pipeline.config import PromptConfig, RunConfig
 
@@ -154,7 +156,7 @@ _draft = [
     option(
         DRAFT,
         "--drafter",
-        type=click.Choice(["auto", "admg", "ngram", "none"]),
+        type=click.Choice(get_args(Drafter)),
         help="Self-speculation, lookup in the text, what pays (auto), or plain decoding.",
         default=_DRAFT.drafter,
     ),

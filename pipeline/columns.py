@@ -94,8 +94,18 @@ def _is_messages(kind: pa.DataType) -> bool:
     return all(is_text(members.get(name, pa.null())) for name in ("role", "content"))
 
 
+def common_field(one: pa.Field, other: pa.Field) -> pa.Field:
+    """A field that the values of both fit: nulls take the other's type, numbers the wider one.
+
+    Raises:
+        pa.ArrowTypeError, pa.ArrowInvalid: there is none.
+    """
+    schemas = [pa.schema([one]), pa.schema([other])]
+    return pa.unify_schemas(schemas, promote_options="permissive").field(0)
+
+
 class Unifier:
-    """One type for each column of all shards: nulls take the others', numbers the wider one.
+    """One type for each column of all shards.
 
     The first of `names` is the id column.
     """
@@ -117,16 +127,13 @@ class Unifier:
         for name in self._names:
             before, now = self._schema.field(name), schema.field(name)
             try:
-                both = pa.unify_schemas(
-                    [pa.schema([before]), pa.schema([now])], promote_options="permissive"
-                )
+                fields.append(common_field(before, now))
             except (pa.ArrowTypeError, pa.ArrowInvalid):
                 raise BadShard(
                     shard.path,
                     f"the column {name!r} is of type {now.type} in {shard.path} but "
                     f"{before.type} before it: it must have one type in all shards",
                 ) from None
-            fields.append(both.field(0))
         self._schema = pa.schema(fields)
 
     def schema(self) -> pa.Schema:

@@ -14,13 +14,14 @@ from pipeline.errors import PipelineError
 from pipeline.job import Job
 from pipeline.keys import KeySet
 from pipeline.lease import Lease
-from pipeline.ledger import Ledger, over_files, read_columns, read_ledger
+from pipeline.ledger import Ledger, read_columns, read_ledger
 from pipeline.manifest import MANIFEST, SUCCESS, write_manifest
 from pipeline.names import SUFFIX
 from pipeline.settle import best_rows
 from pipeline.source import ScannedChunk
 from pipeline.storage import Store
 from pipeline.summary import COLUMNS, Summary
+from pipeline.threads import over_threads
 
 # Where writers cannot be shut out in one step, a late one may commit while files are put in order.
 _ROUNDS = 5
@@ -105,4 +106,4 @@ def _put_in_order(job: Job, ledger: Ledger, best: Any, todo: Replacement) -> Led
 
 def _summary(store: Store, ledger: Ledger) -> Summary:
     names = [file.name for file in ledger.files]
-    return Summary.total(over_files(lambda n: Summary.of(read_columns(store, n, COLUMNS)), names))
+    return Summary.total(over_threads(lambda n: Summary.of(read_columns(store, n, COLUMNS)), names))

@@ -62,7 +62,7 @@ def fold(store: Store, is_done: Callable[[str], bool]) -> History:
 
 def prepare_folder(store: Store) -> None:
     """Make the folder where there are folders."""
-    if store.filesystem.type_name in ("local", "hdfs"):
+    if store.renames:
         store.filesystem.create_dir(store.path(FOLDER), recursive=True)
 
 

@@ -8,12 +8,9 @@ needs up to about 200, most at its end: 20 GB for 10^8 rows, on the driver alone
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.columns import common_field
 from pipeline.fingerprint import Fingerprint
 from pipeline.key_columns import id_keys, stored_keys
 from pipeline.keys import Keys, KeySet
@@ -28,10 +26,8 @@ from pipeline.names import SUFFIX, FileName, content_of
 from pipeline.schema import ROW_KEY, STATUS
 from pipeline.sink import FINGERPRINT_KEY
 from pipeline.storage import Store
+from pipeline.threads import over_threads
 
-T = TypeVar("T")
-
-_THREADS = min(16, 4 * (os.cpu_count() or 1))
 _log = logging.getLogger(__name__)
 
 
@@ -122,7 +118,7 @@ def read_ledger(store: Store, id_column: str, names: Sequence[str] | None = None
         size = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
         return LedgerFile(name, table.num_rows, size, schema), keys, id_keys(table[id_column]), ok
 
-    read = over_files(one, store.names(SUFFIX) if names is None else sorted(names))
+    read = over_threads(one, store.names(SUFFIX) if names is None else sorted(names))
     counts = [file.rows for file, *_ in read]
     none = np.empty((0, 2), np.uint64)
     return Ledger(
@@ -132,12 +128,6 @@ def read_ledger(store: Store, id_column: str, names: Sequence[str] | None = None
         np.concatenate([np.empty(0, np.bool_), *(ok for *_, ok in read)]),
         np.repeat(np.arange(len(counts), dtype=np.int32), counts),
     )
-
-
-def over_files(function: Callable[[str], T], names: Sequence[str]) -> list[T]:
-    """A function of every file, several at a time, in their order."""
-    with ThreadPoolExecutor(_THREADS) as pool:
-        return list(pool.map(function, names))
 
 
 def read_columns(store: Store, name: str, columns: Sequence[str] | None) -> pa.Table:
@@ -177,8 +167,7 @@ def common_schema(store: Store, ledger: Ledger, schema: pa.Schema) -> pa.Schema:
             )
         for i, name in enumerate(schema.names):
             try:
-                pair = [pa.schema([old.field(i)]), pa.schema([schema.field(i)])]
-                wide = pa.unify_schemas(pair, promote_options="permissive").field(0)
+                wide = common_field(old.field(i), schema.field(i))
             except (pa.ArrowTypeError, pa.ArrowInvalid):
                 raise ValueError(
                     f"output is {store.uri!r}: its column {name!r} is of type {old.field(i).type}, "

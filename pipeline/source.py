@@ -8,9 +8,7 @@ become one type. The reading itself is pyarrow's.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
@@ -27,6 +25,7 @@ from pipeline.prepare import prepare_rows, values_of
 from pipeline.prompts import NOT_UNICODE
 from pipeline.retry import Patience
 from pipeline.shards import BadShard, Shard, describe_bad, find_shards
+from pipeline.threads import over_threads
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
 S = TypeVar("S")
 T = TypeVar("T")
 
-_THREADS = min(16, 4 * (os.cpu_count() or 1))
 _log = logging.getLogger(__name__)
 
 
@@ -151,12 +149,6 @@ def _attempt(function: Callable[[S], T]) -> Callable[[S], T | BadShard]:
             return problem
 
     return attempted
-
-
-def over_threads(function: Callable[[S], T], arguments: Iterable[S]) -> list[T]:
-    """A function of every argument, several at a time, in their order."""
-    with ThreadPoolExecutor(_THREADS) as pool:
-        return list(pool.map(function, arguments))
 
 
 def _inspect(shard: Shard) -> tuple[Shard, pa.Schema, list[int]]:

@@ -189,14 +189,13 @@ class Store:
 
     def write_once(self, name: str, data: bytes | pa.Buffer) -> None:
         """One attempt of `write`."""
-        kind = self.filesystem.type_name
         aside = self.path(f"{self.aside}/{uuid.uuid4().hex}")
-        if kind not in _RENAMES:
+        if not self.renames:
             self._refuse_if_fenced()
             _put(self.filesystem, self.path(name), data)
             return
         try:
-            if kind == "local":
+            if self.filesystem.type_name == "local":
                 _write_durably(aside, data)
                 os.replace(aside, self.path(name))
                 _sync_folder(os.path.dirname(self.path(name)))

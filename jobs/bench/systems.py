@@ -10,9 +10,9 @@ import subprocess
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from admg.config import DraftConfig, DropRule
+from admg.config import DraftConfig, Drafter, DropRule
 
 PLAIN = "plain"
 _ORDERS = ("given", "length")
@@ -129,7 +129,7 @@ def parse_systems(names: Iterable[str]) -> tuple[System, ...]:
 
 def draft_config(system: System) -> DraftConfig:
     """How our engine drafts as this system (plain for systems that are not ours)."""
-    if system.kind not in ("admg", "ngram", "auto"):
+    if system.kind not in get_args(Drafter):
         return DraftConfig(drafter="none")
     names = {"drop": "count", "tokens": "draft_tokens", "exit": "exit_threshold"}
     names |= {"fill": "hole_filling", "remake": "remake_after"}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -101,46 +100,6 @@ def test_shards_that_encode_text_in_different_ways_go_together(tmp_path: Path) -
     config = config_of(tmp_path)
     scan = open_source(config).scan(config)
     assert scan.rows == 3
-
-
-KEPT = pa.schema(
-    [
-        ("nested", pa.list_(pa.struct([("a", pa.int16()), ("b", pa.list_(pa.string()))]))),
-        ("sparse", pa.timestamp("us", "UTC")),
-        ("never", pa.float32()),
-        ("exact", pa.decimal128(12, 2)),
-        ("small", pa.int8()),
-        ("raw", pa.binary()),
-        ("big", pa.large_string()),
-    ]
-)
-
-
-@pytest.mark.usefixtures("ray_cluster")
-def test_kept_columns_keep_type_and_values(tmp_path: Path) -> None:
-    """Nested, mostly null and never filled columns, over shards and blocks, into one schema."""
-    rows: list[dict[str, Any]] = [dict.fromkeys(KEPT.names) for _ in range(20)]
-    rows[3] |= {"nested": [{"a": 1, "b": ["x", None]}, None], "raw": b"\xff\x00", "big": "text"}
-    rows[17] |= {"sparse": 1_700_000_000_000_000, "exact": "3.14", "small": -5}
-    kept = pa.Table.from_pylist(rows[:0], KEPT)
-    arrays = [pa.array([r[f.name] for r in rows]).cast(f.type) for f in KEPT if f.name != "nested"]
-    kept = pa.table(
-        [pa.array([r["nested"] for r in rows], KEPT.field("nested").type), *arrays], schema=KEPT
-    )
-    table = kept.append_column("id", pa.array(range(20), pa.int32()))
-    table = table.append_column("prompt", pa.array([f"text {i}" for i in range(20)]))
-    write_shards(tmp_path / "in", [table.slice(0, 10), table.slice(10)])
-    config = config_of(tmp_path, keep=tuple(KEPT.names), max_rows_per_file=0)
-    report = run(config, engine_factory=StandIn())
-    assert report.rows_ok == 20
-    result = pq.read_table(config.output).sort_by("id")
-    assert result.select(KEPT.names).cast(KEPT).equals(kept)
-    assert [result.schema.field(f.name).type for f in KEPT] == [f.type for f in KEPT]
-    files = f"{config.output}/*.parquet"
-    loaded = datasets.load_dataset(
-        "parquet", data_files=files, cache_dir=str(tmp_path / "cache"), split="train"
-    )
-    assert loaded.num_rows == 20
 
 
 @pytest.mark.usefixtures("ray_cluster")

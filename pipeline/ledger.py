@@ -7,7 +7,6 @@ needs up to about 200, most at its end: 20 GB for 10^8 rows, on the driver alone
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,12 +22,14 @@ from pipeline.fingerprint import Fingerprint
 from pipeline.key_columns import id_keys, stored_keys
 from pipeline.keys import Keys, KeySet
 from pipeline.names import SUFFIX, FileName, content_of
+from pipeline.retry import one_line
 from pipeline.schema import ROW_KEY, STATUS
 from pipeline.sink import FINGERPRINT_KEY
 from pipeline.storage import Store
 from pipeline.threads import over_threads
 
-_log = logging.getLogger(__name__)
+# What reading a damaged file raises; a ValueError where bytes are no text or no JSON.
+_DAMAGE = (OSError, ValueError, pa.ArrowException)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,16 +108,19 @@ def read_ledger(store: Store, id_column: str, names: Sequence[str] | None = None
 
     def one(name: str) -> tuple[LedgerFile, Keys, Keys, npt.NDArray[np.bool_]]:
         table, file = _read(store, name, [id_column, ROW_KEY, STATUS])
-        keys = stored_keys(table[ROW_KEY])
-        ok = pc.equal(table[STATUS], "ok").to_numpy()
+        try:
+            keys, ids = stored_keys(table[ROW_KEY]), id_keys(table[id_column])
+            ok = pc.equal(table[STATUS], "ok").to_numpy()
+            schema = file.schema_arrow.remove_metadata()
+        except _DAMAGE as error:
+            raise _unreadable(store, name, error) from error
         parsed = FileName.parse(name)
         if parsed is None or parsed.content != content_of(keys, ok):
             raise _changed(store, name, "its rows are not those that its name was made of")
-        schema = file.schema_arrow.remove_metadata()
         schema = schemas.setdefault(str(schema), schema)  # one object for a million files
         meta = file.metadata
         size = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
-        return LedgerFile(name, table.num_rows, size, schema), keys, id_keys(table[id_column]), ok
+        return LedgerFile(name, table.num_rows, size, schema), keys, ids, ok
 
     read = over_threads(one, store.names(SUFFIX) if names is None else sorted(names))
     counts = [file.rows for file, *_ in read]
@@ -146,11 +150,11 @@ def _read(
         with store.filesystem.open_input_file(store.path(name)) as stream:
             file = pq.ParquetFile(stream)
             missing = [c for c in columns or () if c not in file.schema_arrow.names]
-            if missing:
-                raise _changed(store, name, f"it has no column {missing[0]!r}")
-            return file.read(None if columns is None else list(columns)), file
-    except (OSError, pa.ArrowException) as error:
-        raise _changed(store, name, f"it cannot be read ({error})") from error
+            if not missing:
+                return file.read(None if columns is None else list(columns)), file
+    except _DAMAGE as error:
+        raise _unreadable(store, name, error) from error
+    raise _changed(store, name, f"it has no column {missing[0]!r}")
 
 
 def common_schema(store: Store, ledger: Ledger, schema: pa.Schema) -> pa.Schema:
@@ -184,6 +188,10 @@ def _changed(store: Store, name: str, what: str) -> ValueError:
     )
 
 
+def _unreadable(store: Store, name: str, error: Exception) -> ValueError:
+    return _changed(store, name, f"it cannot be read ({one_line(error)})")
+
+
 def check_same_job(store: Store, fingerprint: Fingerprint) -> None:
     """Refuse an output that another configuration, or another program, has written to.
 
@@ -202,9 +210,9 @@ def check_same_job(store: Store, fingerprint: Fingerprint) -> None:
         try:
             with store.filesystem.open_input_file(store.path(name)) as stream:
                 metadata = pq.read_schema(stream).metadata or {}
-        except (OSError, pa.ArrowException) as error:
-            raise _changed(store, name, f"it cannot be read ({error})") from error
-        old = Fingerprint.from_json(metadata.get(FINGERPRINT_KEY, b"{}"))
+            old = Fingerprint.from_json(metadata.get(FINGERPRINT_KEY, b"{}"))
+        except _DAMAGE as error:
+            raise _unreadable(store, name, error) from error
         differences = fingerprint.differences(old)
         if differences:
             raise ValueError(

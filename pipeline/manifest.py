@@ -28,12 +28,19 @@ def read_manifest(output: str) -> dict[str, Any]:
     """The manifest of an output.
 
     Raises:
-        ValueError: there is none, for the run has not finished or it is no output of ours.
+        ValueError: there is none, for the run has not finished or it is no output of ours; or it
+            is not what a run has written.
     """
     store = Store(output)
     if not store.exists(MANIFEST):
         raise ValueError(f"output is {output!r}: it must be a finished run's, with a {MANIFEST}")
-    manifest: dict[str, Any] = json.loads(store.read(MANIFEST))
+    try:
+        manifest: dict[str, Any] = json.loads(store.read(MANIFEST))
+    except ValueError as error:
+        raise ValueError(
+            f"output is {output!r}: its {MANIFEST} was changed by somebody else, for it is no "
+            "JSON: delete it, the next run writes it again"
+        ) from error
     return manifest
 
 

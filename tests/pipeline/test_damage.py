@@ -1,0 +1,98 @@
+"""Outputs that somebody has damaged: whatever was changed, one clear sentence and no traceback."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipeline.errors import PipelineError
+from pipeline.ledger import check_same_job, read_ledger
+from pipeline.manifest import MANIFEST, read_manifest
+from pipeline.storage import Store
+from tests.pipeline.outputs import PRINT, SCHEMA, commit_rows
+from tests.pipeline.test_order import end_run, scan_of
+
+IDS = [f"r{i:02}" for i in range(20)]
+# Where in the file, from its end, and what; a few at once get past the first check.
+CHANGES = st.lists(st.tuples(st.integers(1, 10_000), st.integers(0, 255)), min_size=1, max_size=4)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    store = Store(str(tmp_path / "out"))
+    store.prepare()
+    commit_rows(store, *IDS[:10])
+    commit_rows(store, *IDS[10:])
+    return store
+
+
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(changes=CHANGES, cut=st.none() | st.integers(0, 10_000))
+def test_damaged_files_of_an_output_are_named(
+    store: Store, changes: list[tuple[int, int]], cut: int | None
+) -> None:
+    """Bytes anywhere, most of them in the footer, which is most of a small file."""
+    file = sorted(Path(store.root).glob("*.parquet"))[0]
+    whole = file.read_bytes()
+    content = bytearray(whole)
+    for place, value in changes:
+        content[-1 - place % len(content)] = value
+    file.write_bytes(content[:cut])
+    try:
+        check_same_job(store, PRINT)
+        assert read_ledger(store, "id").rows == len(IDS)
+    except ValueError as error:
+        said = str(error)
+        assert "\n" not in said
+        assert said.startswith(f"output is {store.uri!r}: ")
+        assert file.name in said or "holds rows of another configuration: " in said
+    finally:
+        file.write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    ("column", "array", "words"),
+    [
+        ("id", pa.array([1.5] * 10), "ids are of type double"),
+        ("id", pa.nulls(10, pa.string()), "ids must not be null"),
+        ("status", pa.array(range(10)), "cannot be read"),
+        ("row_key", pa.array(["x"] * 10), "its rows are not those that its name was made of|read"),
+    ],
+)
+def test_columns_of_another_type_are_named(
+    store: Store, column: str, array: pa.Array, words: str
+) -> None:
+    file = sorted(Path(store.root).glob("*.parquet"))[0]
+    table = pq.read_table(file)
+    pq.write_table(table.set_column(SCHEMA.get_field_index(column), column, array), file)
+    with pytest.raises(ValueError, match=rf"its file {file.name} was changed .*({words})"):
+        read_ledger(store, "id")
+
+
+def test_a_completion_that_cannot_be_read_is_found_before_its_file_goes(store: Store) -> None:
+    """Keys and footer are whole, so that only merging the files comes upon it."""
+    file = sorted(Path(store.root).glob("*.parquet"))[0]
+    content = bytearray(file.read_bytes())
+    column = pq.read_metadata(file).row_group(0).column(SCHEMA.get_field_index("completion"))
+    for place in range(column.data_page_offset, column.data_page_offset + 30):
+        content[place] = 255
+    file.write_bytes(content)
+    before = store.names(".parquet")
+    with pytest.raises((ValueError, PipelineError), match=rf"its file {file.name} was changed"):
+        end_run(store, scan_of(IDS, ["p"] * len(IDS)), most_rows=100)
+    assert set(before) <= set(store.names(".parquet"))
+    assert not store.exists("_SUCCESS")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[1", b'{"files": [}'])
+def test_a_manifest_that_is_none_is_named(store: Store, content: bytes) -> None:
+    (Path(store.root) / MANIFEST).write_bytes(content)
+    with pytest.raises(ValueError, match=r"its _admg/manifest.json was changed .*: delete it"):
+        read_manifest(store.uri)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.pipeline.s3 import S3Server, environment, free_port, s3_server
+
+CHAT = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}|{% endfor %}a:"
 
 
 @pytest.fixture(scope="session")
@@ -51,6 +54,26 @@ def ray_cluster(s3_port: int) -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def tiny_chat_model(llama_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny Llama with a tokenizer of single bytes and a chat template."""
+    # Here, for Ray's workers import this module too, through those of the tests.
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    shutil.copytree(llama_checkpoint, folder)
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {"<s>": 0, "</s>": 1} | {c: i + 2 for i, c in enumerate(letters)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", chat_template=CHAT
+    ).save_pretrained(folder)
+    return folder
 
 
 def write_shards(folder: Path, shards: Sequence[pa.Table | Mapping[str, Any]]) -> list[Path]:

@@ -13,16 +13,16 @@ import sys
 import threading
 import uuid
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-import pipeline.owner
 from pipeline.errors import Fenced, Locked
 from pipeline.lease import Lease, LeaseTimes, _acquire, hold
 from pipeline.owner import Owner
 from pipeline.storage import LEASES, TEMPORARY, Store
+from tests.pipeline.faults.clocks import wrong_clock
 from tests.pipeline.outputs import commit_rows
 from tests.pipeline.s3 import BUCKET
 
@@ -176,26 +176,25 @@ def test_numbers_go_on_where_the_state_folder_was_removed(store: Store) -> None:
         assert lease.fence == 2
 
 
-@pytest.mark.parametrize("year", [1970, 2200])
-def test_fault_28_clocks_that_are_wrong_change_nothing(
-    store: Store, monkeypatch: pytest.MonkeyPatch, year: int
+@pytest.mark.parametrize(("hours", "jump"), [(-500_000, 0), (1_500_000, 0), (0, 1), (0, -1)])
+def test_fault_28_clocks_that_are_wrong_or_jump_change_nothing(
+    store: Store, hours: int, jump: int
 ) -> None:
-    """An owner whose clock is decades off is neither taken for dead nor for ever alive."""
-
-    class Skewed(datetime):
-        @classmethod
-        def now(cls, tz: object = None) -> datetime:  # type: ignore[override]
-            return datetime(year, 3, 29, 2, 30, tzinfo=UTC)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(pipeline.owner, "datetime", Skewed)
-        skewed = hold(store, QUICK)
+    """An owner whose clock is decades off, or is set between two renewals, is neither taken for
+    dead nor for ever alive; nor does it matter what the clock of those who ask does.
+    """
+    began = datetime.now(UTC) + timedelta(hours=hours)
+    with wrong_clock(hours, jump):
+        skewed = hold(store, NEVER_STALE)
         skewed.__enter__()
-    with pytest.raises(Locked, match=f"since {year}-03-29T02:30"):
-        hold(store, QUICK).__enter__()
+        with pytest.raises(Locked, match=f"since {began.year}|since {began.year + 1}"):
+            hold(store, NEVER_STALE).__enter__()
+        with wrong_clock(-hours, jump), pytest.raises(Locked):
+            hold(store, NEVER_STALE).__enter__()
     skewed.__exit__(None, None, None)
-    silent(store)
-    with hold(store, QUICK) as lease:
+    with wrong_clock(hours, jump):
+        silent(store)
+    with wrong_clock(-hours, jump), hold(store, QUICK) as lease:
         assert lease.fence == 3
 
 

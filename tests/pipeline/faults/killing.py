@@ -31,15 +31,15 @@ def committed(output: Path) -> int:
 
 @contextmanager
 def started(
-    folder: Path, config: RunConfig, factory: Any, times: LeaseTimes | None = None
+    folder: Path, config: RunConfig, factory: Any, times: LeaseTimes | None = None, first: str = ""
 ) -> Iterator[subprocess.Popen[str]]:
-    """A run in a process of its own; it is killed at the end."""
+    """A run in a process of its own, `first` some other code; it is killed at the end."""
     import ray
 
     path = folder / "job"
     path.write_bytes(pickle.dumps((config, factory, times)))
     address = str(ray.get_runtime_context().gcs_address)
-    with program(_RUN.format(path=str(path)), RAY_ADDRESS=address) as process:
+    with program(first + _RUN.format(path=str(path)), RAY_ADDRESS=address) as process:
         yield process
 
 

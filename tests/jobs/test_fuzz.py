@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
@@ -57,6 +59,31 @@ def test_templates_of_any_content(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     where = ["--input", str(tmp_path / "nowhere"), "--output", str(tmp_path / "out")]
     said(["run", "--template", str(path), *where, "--model", str(tmp_path)])
+
+
+def parquet() -> bytes:
+    out = pa.BufferOutputStream()
+    pq.write_table(pa.table({"id": range(50), "prompt": [f"prompt {i}" for i in range(50)]}), out)
+    return bytes(out.getvalue())
+
+
+@QUIET
+@given(
+    changes=st.lists(st.tuples(st.integers(0, 1000), st.integers(0, 255)), max_size=4),
+    cut=st.none() | st.integers(0, 5000),
+)
+def test_shards_with_footers_of_any_content(
+    tmp_path: Path, changes: list[tuple[int, int]], cut: int | None
+) -> None:
+    """Bytes of the last thousand; where nothing that is read was hit, the model is the mistake."""
+    content = bytearray(parquet())
+    for place, value in changes:
+        content[-1 - place] = value
+    path = tmp_path / "in.parquet"
+    path.write_bytes(content[:cut])
+    where = ["--input", str(path), "--output", str(tmp_path / "out"), "--model", str(tmp_path)]
+    output = said(["run", *where])
+    assert output.splitlines()[-1].startswith("Error: ")
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1" + bytes(20) + b"PAR1", b"id,prompt\n"])

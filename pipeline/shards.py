@@ -69,11 +69,14 @@ class Shard:
 
         def opened() -> pq.ParquetFile:
             # pre_buffer: few large reads, which object stores need and disks do not mind.
-            return pq.ParquetFile(resolve(self.uri)[0].open_input_file(self.path), pre_buffer=True)
+            stream = resolve(self.uri)[0].open_input_file(self.path)
+            file = pq.ParquetFile(stream, pre_buffer=True)
+            list(file.schema_arrow.names)  # made only now, of a footer that may be damaged
+            return file
 
         try:
             return self.patience.run(f"opening {self.path}", opened)
-        except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise self.unreadable(error) from error
 
     def batches(self, row_groups: list[int], columns: list[str], rows: int) -> Iterator[Any]:

@@ -42,10 +42,12 @@ if {drained}:
     words = [sys.executable, "-m", "ray.scripts.scripts", "drain-node"]
     words += ["--address", cluster.address, "--node-id", node.node_id]
     words += ["--reason", "DRAIN_NODE_REASON_PREEMPTION"]
-    words += ["--reason-message", "spot", "--deadline-remaining-seconds", "6"]
+    words += ["--reason-message", "spot", "--deadline-remaining-seconds", "14"]
     subprocess.run(words, check=True, capture_output=True)
+    assert node.node_id in ray._private.state.state.get_draining_nodes()
     print("told of it", flush=True)
-    time.sleep(6)
+    time.sleep(12)
+assert worker.is_alive()
 cluster.remove_node(node, allow_graceful=False)
 print("lost a machine", flush=True)
 if {replaced}:
@@ -82,7 +84,11 @@ def test_a_lost_machine(
         words, _ = process.communicate(timeout=240)
     assert process.returncode == 0, words
     assert "lost a machine" in words and "rows 200 0" in words
-    check_output(config, TABLE)
+    assert ("told of it" in words) == drained
+    rows = check_output(config, TABLE)
+    if drained:
+        # From the notice on its actor gets no further block; those that it has it ends in time.
+        assert {row["attempts"] for row in rows.values()} == {1}
 
 
 EXACT = """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,18 +46,23 @@ from pipeline.run import run
 from tests.pipeline.faults.faulty import FaultyStandIn
 from tests.pipeline.faults.oracle import config_of
 folder = pathlib.Path({folder!r})
-run(config_of(folder, None), engine_factory=FaultyStandIn(folder=str(folder / "first")))
+config = config_of(folder, None, output={output!r})
+run(config, engine_factory=FaultyStandIn(folder=str(folder / "first")))
 """
 
 
 @pytest.mark.slow
-def test_fault_06_what_is_known_survives_the_driver_and_its_cluster(tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["disk", "s3"])
+def test_fault_06_what_is_known_survives_the_driver_and_its_cluster(
+    tmp_path: Path, where: str, s3: S3Server
+) -> None:
     table = prompts(40, {11: KILL})
-    config = config_of(tmp_path, table)
+    output = str(tmp_path / "out") if where == "disk" else f"s3://{BUCKET}/{tmp_path.name}/out"
+    config = config_of(tmp_path, table, output=output)
     first, second = tmp_path / "first", tmp_path / "second"
     first.mkdir()
     second.mkdir()
-    with program(FIRST.format(folder=str(tmp_path))) as process:
+    with program(FIRST.format(folder=str(tmp_path), output=output)) as process:
         while times(first, "build") < 3 and process.poll() is None:
             time.sleep(0.05)
         assert process.poll() is None
@@ -72,6 +76,10 @@ def test_fault_06_what_is_known_survives_the_driver_and_its_cluster(tmp_path: Pa
 def test_fault_06_on_an_object_store(tmp_path: Path, s3: S3Server) -> None:
     table = prompts(40, {11: KILL})
     output = f"s3://{BUCKET}/{tmp_path.name}/out"
-    config = replace(config_of(tmp_path, table), output=output)
-    run(config, engine_factory=FaultyStandIn(folder=str(tmp_path)))
-    check_output(config, table, {11: "crashed"})
+    config = config_of(tmp_path, table, output=output)
+    report = run(config, engine_factory=FaultyStandIn(folder=str(tmp_path)))
+    assert report.errors_by_code == {"crashed": 1}
+    rows = check_output(config, table, {11: "crashed"})
+    assert rows[11]["attempts"] >= 4
+    left = s3.objects(f"{tmp_path.name}/out")
+    assert "_SUCCESS" in left and not [name for name in left if "/attempts/" in name]

@@ -1,6 +1,7 @@
-"""What is left to do: every row of the input is in one chunk, and pending or committed.
+"""No row is lost, doubled or changed: chunks, blocks, anti-join, compaction.
 
-The model to compare with is plain Python: lists and sets of ids.
+The model to compare with is plain Python: lists and sets of ids. What copies of a row and deaths
+on the way mean for compaction is in `test_order`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pipeline.chunks
+import pipeline.compaction
 from admg.config import EngineConfig, SamplingParams
 from pipeline.blocks import blocks_in_flight, rows_per_block
 from pipeline.chunks import chunks_of
@@ -31,8 +33,11 @@ from pipeline.key_columns import id_keys, stored_keys
 from pipeline.ledger import read_ledger
 from pipeline.prepare import Prepare
 from pipeline.run import _pending
+from pipeline.sink import commit
 from pipeline.source import ScannedChunk, open_source
-from tests.pipeline.test_order import RUNS, Copy, commit_runs, job_of
+from pipeline.storage import Store
+from tests.pipeline.outputs import PRINT, SCHEMA, rows
+from tests.pipeline.test_order import RUNS, Copy, commit_runs, end_run, job_of, scan_of
 
 SIZES = st.lists(st.integers(0, 40), max_size=6)
 
@@ -184,3 +189,38 @@ def scanned_chunk(table: pa.Table) -> ScannedChunk:
     if not table.num_rows:
         return ScannedChunk(chunk, none, none)
     return ScannedChunk(chunk, id_keys(table["id"]), stored_keys(table["row_key"]))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 9), min_size=1, max_size=4),
+    failed=st.sets(st.integers(0, 35)),
+    order=st.randoms(use_true_random=False),
+    most_rows=st.sampled_from([0, 1, 3, 10, 1000]),
+    most_bytes=st.sampled_from([1, 2_000, 10**9]),
+)
+def test_compaction_changes_no_value(
+    sizes: list[int], failed: set[int], order: Any, most_rows: int, most_bytes: int
+) -> None:
+    """Any rows in any files: the same rows, with all their columns, in files that are sorted."""
+    count = sum(sizes)
+    ids = [f"r{i:02}" for i in range(count)]
+    order.shuffle(ids)
+    given = rows(ids, [f"p{i}" for i in ids], [i in failed for i in range(count)])
+    statistics = given.set_column(
+        SCHEMA.get_field_index("acceptance_histogram"),
+        SCHEMA.field("acceptance_histogram"),
+        pa.array([list(range(i % 4)) or None for i in range(count)], pa.list_(pa.int64())),
+    )
+    with folder() as path, mock.patch.object(pipeline.compaction, "_MOST_BYTES", most_bytes):
+        store = Store(str(path / "out"), 1)
+        store.prepare()
+        ends = [0, *itertools.accumulate(sizes)]
+        for a, b in itertools.pairwise(ends):
+            commit(store, PRINT, statistics.slice(a, b - a))
+        end_run(store, scan_of(ids, [f"p{i}" for i in ids]), most_rows)
+        files = [pq.read_table(store.path(name)) for name in store.names(".parquet")]
+    assert all(t["id"].to_pylist() == sorted(t["id"].to_pylist()) for t in files)
+    assert not most_rows or all(0 < t.num_rows <= most_rows for t in files)
+    whole = pa.concat_tables(files).replace_schema_metadata().sort_by("id")
+    assert whole.equals(statistics.sort_by("id"))

@@ -1,16 +1,12 @@
 """Attention of a ragged batch over the KV arena, in torch operations that run on any device.
 
-Shapes: T tokens, H query heads, K KV heads, G = H/K query heads of one KV head, d head size,
-n sequences of a group, Q most query tokens of a sequence in the group, C capacity of its extents.
+Shapes: T tokens, H query heads, K KV heads, G = H/K query heads of one KV head, d head size.
 
 Every query token sees the keys of its own sequence up to its own position: bottom-right causal,
-from lengths. Two ways, chosen per segment by its number of tokens:
+from lengths. Chosen per segment by its number of tokens:
 
-- few tokens (decoding, drafting, verification): neighbouring sequences with equal capacities form
-  one group; per group two batched matmuls over (sequence, KV head) units with the query heads of a
-  KV head folded into rows. They run over whole extents and mask what lies past the length: the
-  units stay contiguous and their shapes repeat from step to step, and the CPU's matmul library
-  copies the one and plans the other otherwise.
+- few tokens (decoding, drafting, verification): neighbouring sequences attend in batched matmuls,
+  in groups of equal extents or in spans of pages, whichever reads faster here;
 - many tokens (prefill): one segment at a time, on CPU in blocks of queries, elsewhere through
   `scaled_dot_product_attention`.
 """
@@ -18,73 +14,89 @@ from lengths. Two ways, chosen per segment by its number of tokens:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from admg.attention_groups import Group
+from admg.attention_pages import Span
 from admg.batch import RaggedBatch, Segment
 from admg.kv_arena import KVArena
 
 FEW_TOKENS = 32
 QUERY_BLOCK = 192
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Sequences that attend in one batched matmul.
-
-    `index` are the n*Q tokens of the pass that ask: a slice where they stand in a row, int64 [n*Q]
-    where a sequence with fewer than Q tokens repeats its last one. `mask` [n, 1, 1, Q, C] is added
-    to the scores.
-    """
-
-    segments: tuple[Segment, ...]
-    queries: int
-    mask: Tensor
-    index: Tensor | slice
+# Measured on two cores, with 16 and 4 sequences of 300 to 1,300 slots (deploy/records): a group
+# costs as much as reading this many numbers of keys, beside what it reads; a span reads slower than
+# a group by this factor, and costs as much as this many groups.
+GROUP_WORTH = 1200 * 192
+PAGED_SHARE = 1.3
+PAGED_FIXED = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionPlan:
-    """How one pass attends: groups of short segments, and the long segments one by one."""
+    """How one pass attends: short segments in groups and spans, and the long ones one by one."""
 
-    groups: tuple[Group, ...]
+    short: tuple[Group | Span, ...]
     long: tuple[Segment, ...]
 
 
-def plan_attention(batch: RaggedBatch, dtype: torch.dtype) -> AttentionPlan:
-    """Group the batch's segments; depends on lengths only, so it serves every layer of the pass."""
-    short = [s for s in batch.segments if s.count <= FEW_TOKENS]
+def plan_attention(
+    batch: RaggedBatch, kv_heads: int, head_dim: int, dtype: torch.dtype
+) -> AttentionPlan:
+    """How the batch's segments attend; from lengths only, so it serves every layer of the pass."""
+    short = sorted(
+        (s for s in batch.segments if s.count <= FEW_TOKENS), key=lambda s: s.extent.start
+    )
     long = tuple(s for s in batch.segments if s.count > FEW_TOKENS)
-    groups = []
-    for members in _neighbours(short):
-        groups.append(_group(batch, members, dtype))
-    return AttentionPlan(tuple(groups), long)
+    worth = max(GROUP_WORTH // (kv_heads * head_dim), 1)
+    parts: list[Group | Span] = []
+    for members in _near(short, worth):
+        groups = _equal_neighbours(members)
+        if _slots_of_groups(groups, worth) <= _slots_of_span(members, worth):
+            parts.extend(Group.of(batch, group, dtype) for group in groups)
+        else:
+            parts.append(Span.of(batch, members, kv_heads, dtype))
+    return AttentionPlan(tuple(parts), long)
 
 
 def attend(q: Tensor, layer: int, batch: RaggedBatch, arena: KVArena) -> Tensor:
     """Attention output [T, H, d] for queries [T, H, d]; keys of this pass are already written."""
     plan = batch.attention
     if not isinstance(plan, AttentionPlan):
-        plan = batch.attention = plan_attention(batch, q.dtype)
+        plan = plan_attention(batch, arena.num_kv_heads, q.shape[-1], q.dtype)
+        batch.attention = plan
     q = q * (1.0 / math.sqrt(q.shape[-1]))
-    if len(plan.groups) == 1 and not plan.long and plan.groups[0].index == slice(0, len(q)):
-        return _attend_group(q, layer, plan.groups[0], arena)
+    if len(plan.short) == 1 and not plan.long and plan.short[0].asking.index == slice(0, len(q)):
+        return plan.short[0].attend(q, layer, arena)
     out = torch.empty_like(q)
-    for group in plan.groups:
-        out[group.index] = _attend_group(q[group.index], layer, group, arena)
+    for part in plan.short:
+        index = part.asking.index
+        out[index] = part.attend(q[index], layer, arena)
     for segment in plan.long:
-        span = slice(segment.first, segment.first + segment.count)
-        out[span] = _attend_long(q[span], layer, segment, arena)
+        tokens = slice(segment.first, segment.first + segment.count)
+        out[tokens] = _attend_long(q[tokens], layer, segment, arena)
     return out
 
 
-def _neighbours(segments: list[Segment]) -> list[list[Segment]]:
+def _near(segments: Sequence[Segment], worth: int) -> list[list[Segment]]:
+    """Segments in runs with no more than `worth` slots of others between two of a run."""
+    runs: list[list[Segment]] = []
+    for s in segments:
+        if runs and s.extent.start - runs[-1][-1].extent.end <= worth:
+            runs[-1].append(s)
+        else:
+            runs.append([s])
+    return runs
+
+
+def _equal_neighbours(segments: Sequence[Segment]) -> list[list[Segment]]:
     """Runs of segments whose extents adjoin and have equal capacities."""
     runs: list[list[Segment]] = []
-    for s in sorted(segments, key=lambda s: s.extent.start):
+    for s in segments:
         last = runs[-1][-1].extent if runs else None
         if last and last.end == s.extent.start and last.capacity == s.extent.capacity:
             runs[-1].append(s)
@@ -93,31 +105,15 @@ def _neighbours(segments: list[Segment]) -> list[list[Segment]]:
     return runs
 
 
-def _group(batch: RaggedBatch, members: list[Segment], dtype: torch.dtype) -> Group:
-    device = batch.token_ids.device
-    queries = max(s.count for s in members)
-    tokens = [s.first + min(j, s.count - 1) for s in members for j in range(queries)]
-    index = torch.tensor(tokens, dtype=torch.int64, device=device)
-    seen = batch.positions[index].view(len(members), queries, 1)  # [n, Q, 1]
-    hidden = torch.arange(members[0].extent.capacity, device=device) > seen  # [n, Q, C]
-    mask = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, -math.inf)
-    row = slice(tokens[0], tokens[0] + len(tokens))
-    in_a_row = tokens == list(range(row.start, row.stop))
-    return Group(tuple(members), queries, mask[:, None, None], row if in_a_row else index)
+def _slots_of_groups(groups: Sequence[Sequence[Segment]], worth: int) -> float:
+    """What attending in groups costs, in slots read."""
+    return sum(len(group) * group[0].extent.capacity + worth for group in groups)
 
 
-def _attend_group(q: Tensor, layer: int, group: Group, arena: KVArena) -> Tensor:
-    n, num_queries = len(group.segments), group.queries
-    kv_heads, d = arena.num_kv_heads, q.shape[-1]
-    fold = q.shape[1] // kv_heads
-    keys, values = arena.units(layer, group.segments[0].extent, n)  # [n*K, C, d]
-    # [n*Q, H, d] -> [n*K, G*Q, d]: the query heads of a KV head become rows of its matmul.
-    folded = q.view(n, num_queries, kv_heads, fold, d).permute(0, 2, 3, 1, 4)
-    scores = torch.bmm(folded.reshape(n * kv_heads, fold * num_queries, d), keys.transpose(1, 2))
-    scores.view(n, kv_heads, fold, num_queries, -1).add_(group.mask)
-    out = torch.bmm(torch.softmax(scores, dim=-1), values)
-    out = out.view(n, kv_heads, fold, num_queries, d).permute(0, 3, 1, 2, 4)
-    return out.reshape(n * num_queries, kv_heads * fold, d)
+def _slots_of_span(members: Sequence[Segment], worth: int) -> float:
+    """What attending in one span costs, in slots that a group reads in the same time."""
+    slots = members[-1].extent.end - members[0].extent.start
+    return PAGED_SHARE * slots + PAGED_FIXED * worth
 
 
 def _attend_long(q: Tensor, layer: int, segment: Segment, arena: KVArena) -> Tensor:

@@ -26,9 +26,10 @@ from torch import Tensor
 
 from admg.families import ModelConfig
 
-SLOT_GRAIN = 32
+# Also a page of attention: extents, and the slots of a KV head in them, are whole pages.
+SLOT_GRAIN = 64
 # An extent may be this much larger than needed, if that makes it equal to others in use.
-STRETCH = 1.5
+STRETCH = 1.25
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -150,6 +151,17 @@ class KVArena:
         k, d = self.num_kv_heads, self.keys.shape[-1]
         rows = slice(first.start * k, (first.start + count * first.capacity) * k)
         shape = (count * k, first.capacity, d)
+        return self.keys[layer, rows].view(shape), self.values[layer, rows].view(shape)
+
+    def pages(self, layer: int, first: int, last: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of the slots [first, last), whole extents, in pages of P = `SLOT_GRAIN`.
+
+        Returns:
+            Two contiguous views [(last - first)*K/P, P, d]; an extent's pages are its first KV
+            head's, in the order of positions, then its second's, and so on.
+        """
+        rows = slice(first * self.num_kv_heads, last * self.num_kv_heads)
+        shape = (-1, SLOT_GRAIN, self.keys.shape[-1])
         return self.keys[layer, rows].view(shape), self.values[layer, rows].view(shape)
 
     def check(self) -> None:

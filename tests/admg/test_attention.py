@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from admg.attention import attend
+from admg.attention import attend, plan_attention
+from admg.attention_groups import Group
+from admg.attention_pages import Span
 from admg.batch import RaggedBatch
 from admg.kv_arena import Extent, KVArena
 from admg.model import Transformer
@@ -40,6 +42,30 @@ def arena(model: Transformer, request: pytest.FixtureRequest) -> KVArena:
     arena.heads = heads
     arena.kv_heads, arena.head_dim = kv_heads, config.head_dim
     return arena
+
+
+@pytest.fixture(params=["as-chosen", "groups", "spans"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Which way of attending is taken where there are two."""
+    if request.param != "as-chosen":
+        share = math.inf if request.param == "groups" else 0.0
+        monkeypatch.setattr("admg.attention.PAGED_SHARE", share)
+        monkeypatch.setattr("admg.attention.PAGED_FIXED", 0.0)
+    return str(request.param)
+
+
+def test_few_equal_extents_are_a_group_and_many_different_ones_a_span(way: str) -> None:
+    """Of a 135M model's shape, as the engine chooses."""
+    kinds = []
+    for lengths in ([832] * 16, [64 * (4 + i % 9) for i in range(16)]):
+        start, parts = 0, []
+        for length in lengths:
+            parts.append(([9], length - 9, Extent(start, length)))
+            start += length
+        plan = plan_attention(RaggedBatch.build(parts), 3, 64, torch.bfloat16)
+        kinds.append([type(part) for part in plan.short])
+    chosen = {"groups": [[Group], [Group] * 16], "spans": [[Span], [Span]]}
+    assert kinds == chosen.get(way, [[Group], [Span]])
 
 
 def dense(q: Tensor, k: Tensor, v: Tensor, start: int) -> Tensor:

@@ -136,7 +136,7 @@ def test_a_kv_budget_that_holds_no_sequence_is_refused_before_weights_are_read(
     config = read_model_config(folder)
     per_token = bytes_per_slot(config, torch.float32)
     tight = EngineConfig(kv_budget_bytes=64 * per_token, max_model_len=65)
-    message = f"kv_budget_bytes is {64 * per_token}: it must be at least {96 * per_token} .* 65 "
+    message = f"kv_budget_bytes is {64 * per_token}: it must be at least {128 * per_token} .* 65 "
     with pytest.raises(ValueError, match=message):
         LLM.load(folder, engine=tight, dtype="float32")
     with pytest.raises(ValueError, match=message):

@@ -85,7 +85,7 @@ def test_a_noisy_warm_up_breaks_no_estimate() -> None:
 
 @pytest.mark.parametrize("max_num_seqs", [1, 2, 4, 16, 256])
 @pytest.mark.parametrize(
-    ("max_model_len", "num_slots"), [(2, 32), (64, 64), (512, 128), (512, 200_000), (8192, 160)]
+    ("max_model_len", "num_slots"), [(2, 64), (64, 64), (512, 128), (512, 200_000), (8192, 160)]
 )
 def test_the_grid_fits_the_engine(max_num_seqs: int, max_model_len: int, num_slots: int) -> None:
     cost = PassCost.for_engine(max_num_seqs, max_model_len, num_slots)

@@ -20,7 +20,8 @@ class Outcome:
     None where a system does not tell: `prefill_seconds`, `passes` (target passes summed over the
     sequences, their prefill not counted), `rounds` (decoding passes over the batch), `accepted` of
     `drafted` tokens, `dropped` attention layers (mean over the sequences), `draft_seconds` and
-    `verify_seconds` (plain steps too), of whole passes.
+    `verify_seconds` (plain steps too), of whole passes, `peak_resident_bytes` (so far, of the
+    system's processes).
     """
 
     seconds: float
@@ -35,6 +36,7 @@ class Outcome:
     dropped: float | None = None
     draft_seconds: float | None = None
     verify_seconds: float | None = None
+    peak_resident_bytes: int | None = None
 
     @property
     def tokens_per_second(self) -> float:
@@ -138,6 +140,7 @@ def cell_numbers(outcomes: Sequence[Outcome], plain: Sequence[Outcome]) -> dict[
         "ratio_to_plain": median(relative),
         "ratio_low": min(relative),
         "ratio_high": max(relative),
+        "peak_resident_bytes": median_of(outcomes, lambda o: o.peak_resident_bytes),
     }
 
 

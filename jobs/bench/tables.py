@@ -44,6 +44,10 @@ def _number(value: float | None, form: str = ".1f") -> str:
     return "-" if value is None else format(value, form)
 
 
+def _gib(count: float | None) -> float | None:
+    return None if count is None else count / 2**30
+
+
 def _where(workload: str, batch: int, temperature: float) -> str:
     law = "greedy" if temperature == 0 else f"temperature {temperature:g}"
     return f"{workload}, batch {batch}, {law}"
@@ -64,8 +68,8 @@ def _table(title: str, first: str, columns: Sequence[str]) -> Table:
 
 def results_table(report: Report) -> Table:
     """Tokens per second and ratios: a line for each system under the cell's own."""
-    columns = ("prefill", "decode", "end to end", "per pass", "ratio", "low-high")
-    title = "Tokens/s, tokens per target pass, ratio of end to end to plain"
+    columns = ("prefill", "decode", "end to end", "per pass", "ratio", "low-high", "GiB")
+    title = "Tokens/s, tokens per target pass, ratio of end to end to plain, peak memory so far"
     table = _table(title, "system", columns)
     last = None
     for e in cells(report):
@@ -83,6 +87,7 @@ def results_table(report: Report) -> Table:
             _number(e["mean_acceptance_length"], ".2f"),
             f"{e['ratio_to_plain']:.2f}",
             "" if e["system"] == PLAIN else f"{e['ratio_low']:.2f}-{e['ratio_high']:.2f}",
+            _number(_gib(e["peak_resident_bytes"]), ".2f"),
         )
     return table
 

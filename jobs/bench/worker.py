@@ -8,7 +8,7 @@
 Every line is answered by one line: {"ok": {...}} or {"error": "..."}. Libraries print what they
 like: file descriptor 1 is pointed at stderr, and the answers go out through a copy of it.
 
-Only the standard library is imported here, and `jobs.bench.{backend}` when it is asked for, since
+Only the standard library is used here, and `jobs.bench.{backend}` when it is asked for, since
 this file also runs in the virtual environment of a peer.
 """
 
@@ -21,6 +21,8 @@ import sys
 import threading
 import time
 from typing import IO, Any
+
+from jobs.bench.resident import peak_resident_bytes
 
 
 def main() -> None:
@@ -62,7 +64,7 @@ def _answer(backend: Any, request: dict[str, Any]) -> Any:
     if request["do"] == "prepare":
         return backend.prepare(request["cell"])
     if request["do"] == "run":
-        return backend.run()
+        return {**backend.run(), "peak_resident_bytes": peak_resident_bytes()}
     if request["do"] == "probe":
         from jobs.bench.probe import peaks
 

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import signal
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from jobs.bench.process import Worker, WorkerError
+from jobs.bench.resident import peak_resident_bytes
 from jobs.bench.systems import check_peer, parse_systems
 from jobs.bench.worker import serve
 
@@ -118,3 +120,17 @@ def test_a_peer_in_a_python_of_its_own(peer_python: Path) -> None:
     assert outcome["sequences"] == 2
     assert (outcome["prompt_tokens"], outcome["completion_tokens"]) == (3, 8)
     assert outcome["seconds"] > 0
+
+
+def test_peak_memory_counts_the_processes_started() -> None:
+    """A peer whose engine is a process of its own must not look small."""
+    script = "import sys; b = bytearray(200 * 2**20); print(flush=True); sys.stdin.read()"
+    before = peak_resident_bytes()
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        during = peak_resident_bytes()
+    assert before is not None and during is not None
+    assert during - before > 200 * 2**20

@@ -13,6 +13,7 @@ from typing import Literal, get_args
 Verification = Literal["shared", "token"]
 SimilarityMean = Literal["mean", "last", "decay"]
 Drafter = Literal["auto", "admg", "ngram", "none"]
+DraftWeights = Literal["full", "int8", "int4"]
 
 
 def _refuse(condition: bool, name: str, value: object, right: str) -> None:
@@ -126,6 +127,8 @@ class DraftConfig:
     `hole_filling` puts the running mean of a dropped layer's verified output in its place, in
     which a token weighs `hole_filling_decay` of the one after it. `remake_after` (None: off) is
     the number of verified tokens after which the layers to drop are chosen anew, by them.
+    `draft_weights` "int8" and "int4" draft with a smaller form of the model's matrices, held beside
+    them.
 
     Raises:
         ValueError: a value outside its range, by name.
@@ -141,6 +144,7 @@ class DraftConfig:
     hole_filling: bool = True
     hole_filling_decay: float = 0.9
     remake_after: int | None = None
+    draft_weights: DraftWeights = "full"
 
     def __post_init__(self) -> None:
         _refuse(
@@ -180,11 +184,28 @@ class DraftConfig:
         )
         if self.remake_after is not None:
             _refuse(self.remake_after < 1, "remake_after", self.remake_after, "at least 1")
+        _refuse(
+            self.draft_weights not in get_args(DraftWeights),
+            "draft_weights",
+            self.draft_weights,
+            "full, int8 or int4",
+        )
+        _refuse(
+            self.draft_weights != "full" and not self.self_drafts,
+            "draft_weights",
+            self.draft_weights,
+            f"full with the drafter {self.drafter!r}, which does not draft with the model",
+        )
 
     @property
     def self_drafts(self) -> bool:
         """Whether the model's own sub-network may draft."""
         return self.drafter in ("admg", "auto")
+
+    @property
+    def low_bit(self) -> Literal["int8", "int4"] | None:
+        """The smaller form of the weights that drafts need, if any."""
+        return None if self.draft_weights == "full" else self.draft_weights
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from admg.config import EngineConfig
+from admg.config import DraftConfig, EngineConfig
 from admg.controller import Choice, Controller
 from admg.drafters.draft import Draft
 from admg.drafters.ngram import NgramDrafter, Proposal
@@ -52,7 +52,7 @@ class Drafting:
         self._own: SelfDrafter | None = None
         self._ngram: NgramDrafter | None = None
         if draft.self_drafts:
-            self._own = SelfDrafter(model, arena, sampler, keep_laws)
+            self._own = SelfDrafter(_own_model(model, draft), arena, sampler, keep_laws)
         if draft.drafter in ("ngram", "auto"):
             self._ngram = NgramDrafter(keep_laws)
         self._controller: Controller | None = None
@@ -109,3 +109,14 @@ class Drafting:
             return self._controller.choose(sequences, proposals, context)
         limits, zeros = [s.draft_limit for s in sequences], [0] * len(sequences)
         return Choice(limits, zeros) if self._own is None else Choice(zeros, limits)
+
+
+def _own_model(model: Transformer, draft: DraftConfig) -> Transformer:
+    if draft.low_bit is None:
+        return model
+    if model.low_bit is None:
+        raise ValueError(
+            f"draft_weights is {draft.draft_weights!r}: it must be full, the model was loaded "
+            "without smaller weights"
+        )
+    return model.low_bit

@@ -62,7 +62,8 @@ class LLM:
         engine = engine or EngineConfig()
         kind = load_dtype(dtype, device)
         arena_size(read_model_config(path), kind, device, engine)  # refused before weights are read
-        model = Transformer.load(path, dtype=kind, device=device)
+        low_bit = engine.draft.low_bit
+        model = Transformer.load(path, dtype=kind, device=device, low_bit=low_bit)
         tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
         eos = set(model.config.eos_token_ids)
         if tokenizer.eos_token_id is not None:

@@ -10,7 +10,8 @@ the full model. This file knows nothing about rounds, sampling or text.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -25,6 +26,7 @@ from admg.checkpoint import LayerWeights, Weights, load_weights
 from admg.families import ModelConfig, read_model_config
 from admg.kv_arena import KVArena
 from admg.linear import Linear
+from admg.low_bit import Int4Linear, Int8Linear, LowBit, Product, check_low_bit, low_bit_linear
 from admg.rope import apply_rope, rope_tables
 
 # Which sequences of the pass take part in each attention layer: None all of them, an empty
@@ -44,26 +46,26 @@ class Layer:
     """One layer's weights in the form that the forward uses."""
 
     input_norm: Tensor  # [D]
-    qkv: Linear
+    qkv: Product
     q_norm: Tensor | None  # [d]
     k_norm: Tensor | None  # [d]
-    o: Linear
+    o: Product
     post_norm: Tensor  # [D]
-    gate_up: Linear
-    down: Linear
+    gate_up: Product
+    down: Product
 
     @classmethod
-    def of(cls, w: LayerWeights) -> Layer:
-        """Take a layer's weights over."""
+    def of(cls, w: LayerWeights, product: Callable[[Tensor, Tensor | None], Product]) -> Layer:
+        """A layer whose products are made from its weights and biases."""
         return cls(
             w.input_norm,
-            Linear(w.qkv, w.qkv_bias),
+            product(w.qkv, w.qkv_bias),
             w.q_norm,
             w.k_norm,
-            Linear(w.o, w.o_bias),
+            product(w.o, w.o_bias),
             w.post_norm,
-            Linear(w.gate_up, w.gate_up_bias),
-            Linear(w.down, w.down_bias),
+            product(w.gate_up, w.gate_up_bias),
+            product(w.down, w.down_bias),
         )
 
 
@@ -72,32 +74,62 @@ class Transformer:
 
     Takes the weights over: `weights.layers` is empty afterwards, so that what is packed for the
     CPU is not there twice.
+
+    `low_bit` names the weights of a second, smaller form of the model, for drafts: the attribute
+    `low_bit`, which shares all but the matrices and takes `low_bit_bytes` more.
     """
 
-    def __init__(self, config: ModelConfig, weights: Weights) -> None:
+    def __init__(
+        self, config: ModelConfig, weights: Weights, low_bit: LowBit | None = None
+    ) -> None:
         self.config = config
         self.dtype = weights.embed.dtype
         self.device = weights.embed.device
         self._embed = weights.embed  # [V, D]
         self._final_norm = weights.norm
+        self.low_bit: Transformer | None = None
+        self.low_bit_bytes = 0
+        small: list[Layer] = []
+        products: list[Int8Linear | Int4Linear] = []
+
+        def smaller(weight: Tensor, bias: Tensor | None) -> Product:
+            assert low_bit is not None
+            products.append(low_bit_linear(low_bit, weight, bias))
+            return products[-1]
+
         self._layers: list[Layer] = []
         while weights.layers:
-            self._layers.append(Layer.of(weights.layers.pop(0)))
-        self._head = Linear(weights.head)
+            layer = weights.layers.pop(0)
+            if low_bit is not None:
+                small.append(Layer.of(layer, smaller))
+            self._layers.append(Layer.of(layer, Linear))
+        self._head: Product = Linear(weights.head)
         length = config.max_position_embeddings
         self._cos, self._sin = rope_tables(config.rope, length, self.device)  # [P, d] fp32
+        if low_bit is not None:
+            self.low_bit = copy.copy(self)
+            self.low_bit._layers, self.low_bit._head = small, smaller(weights.head, None)
+            self.low_bit_bytes = sum(p.nbytes for p in products)
 
     @classmethod
     def load(
-        cls, path: str | Path, *, dtype: torch.dtype, device: torch.device | str = "cpu"
+        cls,
+        path: str | Path,
+        *,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        low_bit: LowBit | None = None,
     ) -> Transformer:
         """From a Hugging Face folder with safetensors.
 
         Raises:
-            ValueError: an architecture, a field or a tensor that is not understood, by name.
+            ValueError: an architecture, a field or a tensor that is not understood, or weights
+                that no kernel here can multiply, by name.
         """
         config = read_model_config(path)
-        return cls(config, load_weights(path, config, dtype, device))
+        if low_bit is not None:
+            check_low_bit(low_bit, device)
+        return cls(config, load_weights(path, config, dtype, device), low_bit)
 
     @torch.inference_mode()
     def forward(

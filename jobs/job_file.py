@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from admg.config import Drafter
+from admg.config import Drafter, DraftWeights
 from jobs.mistakes import describe
 
 
@@ -56,6 +56,7 @@ class DraftTable(_Table):
     verification: Literal["shared", "token"] | None = None
     hole_filling: bool | None = None
     remake_after: int | None = None
+    draft_weights: DraftWeights | None = None
 
 
 class EngineTable(_Table):

@@ -10,7 +10,7 @@ from typing import get_args
 
 import click
 
-from admg.config import DraftConfig, Drafter, EngineConfig, SamplingParams
+from admg.config import DraftConfig, Drafter, DraftWeights, EngineConfig, SamplingParams
 from jobs.option_kinds import ExampleCommand, ExampleGroup, apply, listing, names, option, switch
 from pipeline.config import PromptConfig, RunConfig
 
@@ -199,6 +199,13 @@ _draft = [
         "--remake-after",
         type=int,
         help="Choose the layers to drop anew after this many verified tokens.  [default: never]",
+    ),
+    option(
+        DRAFT,
+        "--draft-weights",
+        type=click.Choice(get_args(DraftWeights)),
+        help="Draft with the model's matrices in 8 or 4 bits (CPU): pays in small batches.",
+        default=_DRAFT.draft_weights,
     ),
     option(
         DRAFT,

@@ -143,7 +143,7 @@ def _draft(values: _Values) -> DraftConfig:
     }
     drop = {"drop": values.build(DropRule, {k: names[k] for k in levels})} if levels else {}
     keys = _same("drafter", "draft_tokens", "exit_threshold", "similarity", "verification")
-    keys |= _same("hole_filling", "remake_after")
+    keys |= _same("hole_filling", "remake_after", "draft_weights")
     return values.build(DraftConfig, keys, **drop)
 
 

@@ -27,8 +27,10 @@ class Ours:
         torch.set_num_threads(request["threads"])
         device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = load_dtype(request["dtype"], device)
-        self._model = Transformer.load(request["model"], dtype=dtype, device=device)
         self._draft = draft_config(System(**request["system"]))
+        self._model = Transformer.load(
+            request["model"], dtype=dtype, device=device, low_bit=self._draft.low_bit
+        )
         self._engine: Engine | None = None
         return {}
 

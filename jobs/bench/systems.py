@@ -73,6 +73,7 @@ _DRAFT: dict[str, Callable[[str], Any]] = {
     "verification": str,
     "fill": _on,
     "remake": int,
+    "weights": str,
 }
 _LOOKUP: dict[str, Callable[[str], Any]] = {"tokens": int, "verification": str}
 _OURS = "jobs.bench.ours:Ours"
@@ -132,7 +133,7 @@ def draft_config(system: System) -> DraftConfig:
     if system.kind not in get_args(Drafter):
         return DraftConfig(drafter="none")
     names = {"drop": "count", "tokens": "draft_tokens", "exit": "exit_threshold"}
-    names |= {"fill": "hole_filling", "remake": "remake_after"}
+    names |= {"fill": "hole_filling", "remake": "remake_after", "weights": "draft_weights"}
     fields = {names.get(key, key): value for key, value in system.options.items()}
     level = {key: fields.pop(key) for key in ("count", "quantile", "threshold") if key in fields}
     if level:

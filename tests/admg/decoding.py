@@ -17,6 +17,7 @@ from admg.config import DraftConfig, DropRule, EngineConfig, SamplingParams
 from admg.engine import Engine
 from admg.families import read_model_config
 from admg.kv_arena import KVArena, bytes_per_slot
+from admg.low_bit import LowBit
 from admg.model import Transformer
 from admg.noise import exponential, position_key, stream, token_hash
 from admg.request import Completion, Request
@@ -27,9 +28,9 @@ logger = logging.getLogger(__name__)
 PLAIN = DraftConfig(drafter="none")
 
 
-def load(path: Path) -> Transformer:
+def load(path: Path, low_bit: LowBit | None = None) -> Transformer:
     """Our model in fp32 on the CPU."""
-    return Transformer.load(path, dtype=torch.float32, device="cpu")
+    return Transformer.load(path, dtype=torch.float32, device="cpu", low_bit=low_bit)
 
 
 def load_changed(path: Path, change: Callable[[Weights], object]) -> Transformer:

@@ -138,8 +138,8 @@ def test_systems_by_name() -> None:
     assert draft_config(systems[0]).drafter == "none"
     assert draft_config(parse_system("admg:threshold=0.98,exit=0.5")).drop.threshold == 0.98
     assert draft_config(parse_system("admg")).drop.quantile is not None
-    filled = draft_config(parse_system("admg:drop=4,fill=0,remake=16"))
-    assert (filled.hole_filling, filled.remake_after) == (False, 16)
+    filled = draft_config(parse_system("admg:drop=4,fill=0,remake=16,weights=int4"))
+    assert (filled.hole_filling, filled.remake_after, filled.low_bit) == (False, 16, "int4")
     assert parse_system("transformers-lookup").runs(1)
     assert not parse_system("transformers-lookup").runs(2)
 

@@ -1,0 +1,103 @@
+"""Weights of 8 and 4 bits: how far their products stray, and that only drafts see them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from admg.config import DraftConfig, SamplingParams
+from admg.engine import Engine
+from admg.low_bit import Int4Linear, Int8Linear, check_low_bit, low_bit_linear
+from tests.admg.decoding import decode, drafting, engine_config, load, random_prompts, requests_for
+
+LENGTHS = [12, 40, 2, 77, 1, 25]
+LAWS = [SamplingParams(max_tokens=16), SamplingParams(max_tokens=16, temperature=1.0, seed=8)]
+
+
+def steps(kind: str, weight: torch.Tensor) -> torch.Tensor:
+    """[O, I] half of the distance between two levels of each weight: the most it may move."""
+    if kind == "int8":
+        return (weight.abs().amax(1, keepdim=True) / 254).expand_as(weight)
+    groups = weight.view(len(weight), -1, 32)
+    half = (groups.amax(-1, keepdim=True) - groups.amin(-1, keepdim=True)) / 30
+    return half.expand_as(groups).reshape(weight.shape)
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 16, 40])
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_a_product_strays_no_further_than_its_rounding(kind: str, tokens: int) -> None:
+    generator = torch.Generator().manual_seed(tokens)
+    weight = torch.randn(64, 96, generator=generator) * torch.rand(64, 1, generator=generator)
+    weight[5] = 0.0
+    bias = torch.randn(64, generator=generator)
+    x = torch.randn(tokens, 96, generator=generator)
+    product = low_bit_linear(kind, weight, bias)  # type: ignore[arg-type]
+    assert isinstance(product, {"int8": Int8Linear, "int4": Int4Linear}[kind])
+    exact = x.double() @ weight.double().T + bias.double()
+    bound = x.double().abs() @ steps(kind, weight).double().T + 1e-4
+    difference = (product(x).double() - exact).abs()
+    assert (difference <= bound).all()
+    assert difference.max() > 1e-5, "nothing was rounded"
+
+
+def test_shapes_that_int4_does_not_take_are_int8() -> None:
+    for shape in ((64, 40), (60, 64)):
+        product = low_bit_linear("int4", torch.randn(shape), None)
+        assert isinstance(product, Int8Linear)
+        assert product(torch.ones(2, shape[1])).shape == (2, shape[0])
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_bytes_are_those_of_small_weights(kind: str, llama_checkpoint: Path) -> None:
+    model = load(llama_checkpoint, kind)  # type: ignore[arg-type]
+    assert model.low_bit is not None and model.low_bit.low_bit is None
+    numbers = (
+        sum(
+            w.qkv._weight.numel()
+            + w.o._weight.numel()
+            + w.gate_up._weight.numel()
+            + w.down._weight.numel()
+            for w in model._layers
+        )
+        + model._head._weight.numel()
+    )
+    share = model.low_bit_bytes / numbers
+    assert 1.0 < share < 1.1 if kind == "int8" else 0.7 < share < 1.1
+    assert load(llama_checkpoint).low_bit is None
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("verification", ["shared", "token"])
+def test_the_text_is_plain_text(kind: str, verification: str, llama_checkpoint: Path) -> None:
+    """Drafts of other weights change how many are accepted and nothing else."""
+    model = load(llama_checkpoint, kind)  # type: ignore[arg-type]
+    prompts = random_prompts(model.config.vocab_size, LENGTHS)
+    laws = [LAWS[i % 2 if verification == "shared" else 0] for i in range(len(prompts))]
+    plain = decode(model, requests_for(prompts, laws), engine_config(max_num_seqs=3))
+    accepted = {}
+    for weights in ("full", kind):
+        draft = drafting(0, verification=verification, draft_weights=weights)
+        done = decode(model, requests_for(prompts, laws), engine_config(draft, max_num_seqs=3))
+        assert {k: c.token_ids for k, c in done.items()} == {
+            k: c.token_ids for k, c in plain.items()
+        }
+        accepted[weights] = [
+            sum(c.stats.num_accepted_draft_tokens for c in done.values()),
+            sum(c.stats.num_draft_tokens for c in done.values()),
+        ]
+    assert accepted["full"][0] == accepted["full"][1], "the same weights draft what is verified"
+    assert 0 < accepted[kind][0] < accepted[kind][1], "the small weights did not draft"
+
+
+def test_what_cannot_be_is_refused(llama_checkpoint: Path) -> None:
+    with pytest.raises(ValueError, match="draft_weights is 'int8': it must be full on cuda"):
+        check_low_bit("int8", "cuda")
+    with pytest.raises(ValueError, match="draft_weights is 'int4': it must be full with the draf"):
+        DraftConfig(drafter="ngram", draft_weights="int4")
+    with pytest.raises(ValueError, match="draft_weights is 'int2': it must be full, int8 or int4"):
+        DraftConfig(draft_weights="int2")  # type: ignore[arg-type]
+    config = engine_config(drafting(0, draft_weights="int8"))
+    with pytest.raises(ValueError, match=r"draft_weights is 'int8': .* loaded without"):
+        Engine(load(llama_checkpoint), config, eos_token_ids=[])

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-Verification = Literal["shared", "token"]
+Verification = Literal["shared", "token", "block"]
 SimilarityMean = Literal["mean", "last", "decay"]
 Drafter = Literal["auto", "admg", "ngram", "none"]
 DraftWeights = Literal["full", "int8", "int4"]
@@ -80,12 +80,14 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class DropRule:
-    """Which attention layers a draft leaves out, by similarity (DESIGN §4.3, our reading).
+    """Which layers' attention a draft leaves out, by similarity (DESIGN §4.3, our reading).
 
-    Exactly one of `threshold` (similarity at or above it), `quantile` (that share of the layers)
-    and `count` chooses the level. Rule 1 (`fill_gaps`) and rule 2 (`drop_tail`) take further
-    layers whose similarity is at most `margin` below that level. The first `keep_first` and the
-    last `keep_last` layers always stay.
+    Exactly one of `threshold` (similarity at or above it), `quantile` (that share of the layers),
+    `count` and `attention` (these layers, whatever the prompt) chooses the level. Rule 1
+    (`fill_gaps`) and rule 2 (`drop_tail`) take further layers whose similarity is at most `margin`
+    below that level. The first `keep_first` and the last `keep_last` layers always stay, unless
+    they are named. `mlps` are the layers whose MLP every draft leaves out: with `attention` a fixed
+    set, as Draft & Verify (2309.08168) searches for.
 
     Raises:
         ValueError: none or several levels given, or a value outside its range.
@@ -94,6 +96,8 @@ class DropRule:
     threshold: float | None = None
     quantile: float | None = None
     count: int | None = None
+    attention: tuple[int, ...] | None = None
+    mlps: tuple[int, ...] = ()
     margin: float = 0.005
     fill_gaps: bool = True
     drop_tail: bool = True
@@ -101,14 +105,19 @@ class DropRule:
     keep_last: int = 1
 
     def __post_init__(self) -> None:
-        given = [n for n in ("threshold", "quantile", "count") if getattr(self, n) is not None]
-        _refuse(len(given) != 1, "drop rule", given, "exactly one of threshold, quantile, count")
+        levels = ("threshold", "quantile", "count", "attention")
+        given = [n for n in levels if getattr(self, n) is not None]
+        _refuse(len(given) != 1, "drop rule", given, f"exactly one of {', '.join(levels)}")
         if self.threshold is not None:
             _refuse(not -1 <= self.threshold <= 1, "threshold", self.threshold, "a cosine, -1 to 1")
         if self.quantile is not None:
             _refuse(not 0 <= self.quantile <= 1, "quantile", self.quantile, "a share, 0 to 1")
         if self.count is not None:
             _refuse(self.count < 0, "count", self.count, "0 or more")
+        for name in ("attention", "mlps"):
+            layers = getattr(self, name) or ()
+            wrong = min(layers, default=0) < 0 or len(set(layers)) < len(layers)
+            _refuse(wrong, name, list(layers), "layers from 0 on, each once")
         _refuse(not 0 <= self.margin <= 2, "margin", self.margin, "between 0 and 2")
         _refuse(self.keep_first < 0, "keep_first", self.keep_first, "0 or more")
         _refuse(self.keep_last < 0, "keep_last", self.keep_last, "0 or more")
@@ -171,10 +180,10 @@ class DraftConfig:
                 not 0 <= self.exit_threshold <= 1, "exit_threshold", self.exit_threshold, "0 to 1"
             )
         _refuse(
-            self.verification not in ("shared", "token"),
+            self.verification not in get_args(Verification),
             "verification",
             self.verification,
-            "shared or token",
+            "shared, token or block",
         )
         _refuse(
             not 0 < self.hole_filling_decay <= 1,
@@ -201,6 +210,11 @@ class DraftConfig:
     def self_drafts(self) -> bool:
         """Whether the model's own sub-network may draft."""
         return self.drafter in ("admg", "auto")
+
+    @property
+    def by_rejection(self) -> bool:
+        """Whether verification needs the laws that draft tokens were drawn from."""
+        return self.verification != "shared"
 
     @property
     def low_bit(self) -> Literal["int8", "int4"] | None:

@@ -14,18 +14,19 @@ from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import replace
 
-from admg.config import EngineConfig
+from admg.config import DraftConfig, EngineConfig
 from admg.drafters.confidence_exit import ConfidenceExit
 from admg.drafters.draft import Draft
 from admg.drafters.self_draft import SelfDrafter
 from admg.drafting import Drafted, Drafting
 from admg.invariants import check_commit, check_round
 from admg.kv_arena import KVArena
+from admg.learned import Learned
 from admg.limits import Limits
 from admg.memory import arena_size
 from admg.model import Transformer
 from admg.pass_cost import DRAFTED, PassCost
-from admg.plan import DraftPlan, choose_dropped
+from admg.plan import DraftPlan, check_layers
 from admg.prefill import prefill_pass
 from admg.prefix_cache import PrefixCache
 from admg.request import Completion, FinishReason, Request
@@ -39,6 +40,7 @@ from admg.warm_up import WarmUp, usual_plan
 
 # Every so many rounds one is plain, so that the yardstick of the speedup stays fresh.
 PLAIN_EVERY = 64
+NO_DRAFT = DraftConfig(drafter="none")
 # So many waiting prompts decide what the shared prefix is.
 PREFIX_OF = 256
 
@@ -64,6 +66,7 @@ class Engine:
         eos_token_ids: Seq[int],
         detokenize: Detokenize | None = None,
     ) -> None:
+        check_layers(config.draft, model.config.num_layers)
         size = arena_size(model.config, model.dtype, model.device, config)
         self._model = model
         self._config = config
@@ -80,7 +83,7 @@ class Engine:
         )
         self._sampler = Sampler(model.config.vocab_size, model.device)
         self._scheduler = Scheduler(config, self._arena, frozenset(eos_token_ids))
-        self._by_rejection = config.draft.verification == "token"
+        self._by_rejection = config.draft.by_rejection
         sizes = (config.max_num_seqs, size.max_model_len, self._arena.num_slots)
         automatic = config.draft.drafter == "auto"
         self._cost = PassCost.for_engine(*sizes, DRAFTED if automatic else (1,))
@@ -160,13 +163,13 @@ class Engine:
         done = []
         draft = self._draft
         start = time.perf_counter()
-        ready = prefill_pass(self._model, self._arena, self._sampler, chunks, draft)
+        watched = draft if any(c.sequence.request.draft for c in chunks) else NO_DRAFT
+        ready = prefill_pass(self._model, self._arena, self._sampler, chunks, watched)
         self._counters.prefill_seconds += time.perf_counter() - start
         self._counters.prompt_tokens += sum(c.count for c in chunks)
         for s, token in ready:
             if self._drafting is not None:
-                dropped = choose_dropped(s.similarity, draft.drop) if draft.self_drafts else ()
-                s.plan = DraftPlan(dropped, draft.draft_tokens)
+                s.plan = DraftPlan.of(s.similarity, draft)
                 if draft.exit_threshold is not None:
                     s.exit = ConfidenceExit(draft.exit_threshold)
             reason = self._commit(s, [token] if token is not None else None)[1]
@@ -178,10 +181,11 @@ class Engine:
         start = time.perf_counter()
         self._rounds += 1
         context = sum(len(s.tokens) for s in sequences) / len(sequences)
-        plain = self._drafting is None or self._rounds % PLAIN_EVERY == 0
+        plain = self._rounds % PLAIN_EVERY == 0
+        drafting = self._drafting if any(s.request.draft for s in sequences) else None
         drafted = Drafted.nothing(len(sequences))
-        if self._drafting is not None:
-            drafted = self._drafting.draft(sequences, context, plain)
+        if drafting is not None:
+            drafted = drafting.draft(sequences, context, plain)
         draft = drafted.draft
         drafted_at = time.perf_counter()
         if self._config.check:
@@ -201,16 +205,16 @@ class Engine:
             self._count_round(proposed, accepted)
             if s.exit is not None:
                 s.exit.update(proposed, accepted, s.plan.draft_tokens if s.plan else proposed)
-            if self._drafting is not None and count:
-                self._drafting.learn(s, drafted, i, s.tokens[-count:], accepted)
+            if drafting is not None and count:
+                drafting.learn(s, drafted, i, s.tokens[-count:], accepted)
             if reason == "error" and proposed:
                 # The draft's fault, perhaps: plain decoding must not have to pay for it.
                 s.plan = DraftPlan((), 0)
                 self._arena.clear(s.extent, s.computed)
             elif reason is not None:
                 done.append(self._retire(s, reason))
-        if self._drafting is not None and not plain:
-            self._drafting.end_round(sum(count for count, _ in outcomes))
+        if drafting is not None and not plain:
+            drafting.end_round(sum(count for count, _ in outcomes))
         return done
 
     def _commit(self, s: Sequence, tokens: list[int] | None) -> tuple[int, FinishReason | None]:

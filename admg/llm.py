@@ -20,6 +20,7 @@ from admg.engine import Engine
 from admg.families import ModelConfig, read_model_config
 from admg.memory import arena_size
 from admg.model import Transformer
+from admg.plan import check_layers
 from admg.request import Completion, Request
 
 if TYPE_CHECKING:
@@ -61,7 +62,9 @@ class LLM:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         engine = engine or EngineConfig()
         kind = load_dtype(dtype, device)
-        arena_size(read_model_config(path), kind, device, engine)  # refused before weights are read
+        shape = read_model_config(path)
+        check_layers(engine.draft, shape.num_layers)
+        arena_size(shape, kind, device, engine)  # refused before weights are read
         low_bit = engine.draft.low_bit
         model = Transformer.load(path, dtype=kind, device=device, low_bit=low_bit)
         tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
@@ -106,9 +109,12 @@ def longest_sequence(path: str | Path, engine: EngineConfig, dtype: str = "auto"
     counts as bfloat16.
 
     Raises:
-        ValueError: a checkpoint, lengths or a KV budget that do not go together, by name.
+        ValueError: a checkpoint, lengths, layers to drop or a KV budget that do not go together,
+            by name.
     """
     kind = torch.bfloat16 if dtype == "auto" else load_dtype(dtype, "cpu")
     if engine.kv_budget_bytes is None:
         engine = replace(engine, kv_budget_bytes=_BOUNDLESS)
-    return arena_size(read_model_config(path), kind, "cpu", engine).max_model_len
+    shape = read_model_config(path)
+    check_layers(engine.draft, shape.num_layers)
+    return arena_size(shape, kind, "cpu", engine).max_model_len

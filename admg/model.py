@@ -4,7 +4,7 @@ Shapes: T tokens of the pass, D hidden size, H query heads, K KV heads, d head s
 size, V vocabulary, N rows whose logits are wanted.
 
 One forward serves prefill, verification and drafting. What a draft leaves out, and what it adds
-instead, come in as values (`LayerMembers`, `fill`), never as flags of the model; without them it is
+instead, come in as values (`Members`, `fill`), never as flags of the model; without them it is
 the full model. This file knows nothing about rounds, sampling or text.
 """
 
@@ -29,9 +29,17 @@ from admg.linear import Linear
 from admg.low_bit import Int4Linear, Int8Linear, LowBit, Product, check_low_bit, low_bit_linear
 from admg.rope import apply_rope, rope_tables
 
-# Which sequences of the pass take part in each attention layer: None all of them, an empty
+# Which sequences of the pass take part in each layer's sub-layer: None all of them, an empty
 # SubBatch (no segments) none of them.
 LayerMembers = Sequence[SubBatch | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Members:
+    """Who takes part in each layer's attention, and who in its MLP."""
+
+    attention: LayerMembers
+    mlp: LayerMembers
 
 
 class AttentionObserver(Protocol):
@@ -137,7 +145,7 @@ class Transformer:
         batch: RaggedBatch,
         arena: KVArena,
         *,
-        members: LayerMembers | None = None,
+        members: Members | None = None,
         fill: Tensor | None = None,
         observers: Sequence[AttentionObserver] = (),
     ) -> Tensor:
@@ -145,12 +153,13 @@ class Transformer:
 
         A sequence that is not a member of a layer's attention skips it: it neither reads nor
         writes keys and values there, and `fill` [L, T, D] is added to its residual stream in the
-        layer's place (nothing without it). Observers see the layers that all sequences run.
+        layer's place (nothing without it). Who skips an MLP gets nothing in its place. Observers
+        see the layers that all sequences run.
         """
         x = F.embedding(batch.token_ids, self._embed)
         cos, sin = self._cos[batch.positions], self._sin[batch.positions]
         for layer, weights in enumerate(self._layers):
-            part = members[layer] if members is not None else None
+            part = members.attention[layer] if members is not None else None
             if part is None:
                 added = self._attention(layer, weights, x, cos, sin, batch, arena)
                 for observer in observers:
@@ -163,7 +172,11 @@ class Transformer:
                     own = self._attention(layer, weights, x[i], cos[i], sin[i], part.batch, arena)
                     added = added.index_copy(0, i, own)
                 x = x + added
-            x = x + self._mlp(weights, x)
+            part = members.mlp[layer] if members is not None else None
+            if part is None:
+                x = x + self._mlp(weights, x)
+            elif part.batch.segments:
+                x = x.index_add(0, part.index, self._mlp(weights, x[part.index]))
         return x
 
     @torch.inference_mode()

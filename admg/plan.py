@@ -10,15 +10,44 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from admg.config import DropRule
+from admg.config import DraftConfig, DropRule
 
 
 @dataclass(frozen=True, slots=True)
 class DraftPlan:
-    """How a sequence drafts: attention layers left out (ascending), longest draft of a round."""
+    """How a sequence drafts.
+
+    `dropped` are the layers whose attention it leaves out, `dropped_mlps` those whose MLP, both
+    ascending; `draft_tokens` is the longest draft of a round.
+    """
 
     dropped: tuple[int, ...]
     draft_tokens: int
+    dropped_mlps: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, similarity: Sequence[float], draft: DraftConfig) -> DraftPlan:
+        """The plan of a sequence whose layers have these similarities [L]."""
+        if not draft.self_drafts:
+            return cls((), draft.draft_tokens)
+        dropped = choose_dropped(similarity, draft.drop)
+        return cls(dropped, draft.draft_tokens, tuple(sorted(draft.drop.mlps)))
+
+
+def check_layers(draft: DraftConfig, num_layers: int) -> None:
+    """Refuse layers that the model does not have.
+
+    Raises:
+        ValueError: naming the option and the layer.
+    """
+    for name, layers in (
+        ("drop_attention", draft.drop.attention or ()),
+        ("drop_mlps", draft.drop.mlps),
+    ):
+        if layers and max(layers) >= num_layers:
+            raise ValueError(
+                f"{name} has layer {max(layers)}: the model's layers are 0 to {num_layers - 1}"
+            )
 
 
 def choose_dropped(similarity: Sequence[float], rule: DropRule) -> tuple[int, ...]:
@@ -28,6 +57,8 @@ def choose_dropped(similarity: Sequence[float], rule: DropRule) -> tuple[int, ..
     number is what was asked for, rules included: the lowest level is chosen at which threshold
     and rules together stay within it, and the most alike of the rest fill it up.
     """
+    if rule.attention is not None:
+        return tuple(sorted(rule.attention))
     allowed = range(rule.keep_first, len(similarity) - rule.keep_last)
     if rule.threshold is not None:
         return tuple(sorted(_at_level(similarity, rule, rule.threshold)))

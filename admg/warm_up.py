@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from admg.config import DropRule, SamplingParams
 from admg.drafters.draft import Draft
@@ -72,5 +73,5 @@ class WarmUp:
 def usual_plan(rule: DropRule, num_layers: int) -> DraftPlan:
     """As many dropped layers as the rule asks for; a quarter where that depends on the prompt."""
     if rule.threshold is not None:
-        rule = DropRule(quantile=0.25)
-    return DraftPlan(choose_dropped([1.0] * num_layers, rule), 1)
+        rule = replace(rule, threshold=None, quantile=0.25)
+    return DraftPlan(choose_dropped([1.0] * num_layers, rule), 1, rule.mlps)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from admg.config import Drafter, DraftWeights
+from admg.config import Drafter, DraftWeights, Verification
 from jobs.mistakes import describe
 
 
@@ -51,9 +51,11 @@ class DraftTable(_Table):
     drop_layers: int | None = None
     similarity_threshold: float | None = None
     drop_quantile: float | None = None
+    drop_attention: list[int] | None = None
+    drop_mlps: list[int] | None = None
     exit_threshold: float | None = None
     similarity: Literal["mean", "last", "decay"] | None = None
-    verification: Literal["shared", "token"] | None = None
+    verification: Verification | None = None
     hole_filling: bool | None = None
     remake_after: int | None = None
     draft_weights: DraftWeights | None = None

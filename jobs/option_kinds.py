@@ -75,5 +75,15 @@ def names(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:
     return None if value is None else [name.strip() for name in value.split(",") if name.strip()]
 
 
+def layers(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    """Numbers of layers between commas."""
+    try:
+        return None if value is None else [int(layer) for layer in value.split(",")]
+    except ValueError:
+        raise click.BadParameter(
+            f"{parameter.opts[0]} is {value!r}: it must be numbers of layers between commas, as 8,9"
+        ) from None
+
+
 def switch(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:
     return True if value else None

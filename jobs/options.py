@@ -10,8 +10,24 @@ from typing import get_args
 
 import click
 
-from admg.config import DraftConfig, Drafter, DraftWeights, EngineConfig, SamplingParams
-from jobs.option_kinds import ExampleCommand, ExampleGroup, apply, listing, names, option, switch
+from admg.config import (
+    DraftConfig,
+    Drafter,
+    DraftWeights,
+    EngineConfig,
+    SamplingParams,
+    Verification,
+)
+from jobs.option_kinds import (
+    ExampleCommand,
+    ExampleGroup,
+    apply,
+    layers,
+    listing,
+    names,
+    option,
+    switch,
+)
 from pipeline.config import PromptConfig, RunConfig
 
 __all__ = ["ExampleCommand", "ExampleGroup", "run_options"]
@@ -20,7 +36,7 @@ _LAW, _DRAFT, _ENGINE = SamplingParams(), DraftConfig(), EngineConfig()
 _PROMPT, _RUN = PromptConfig(), RunConfig(input=("-",), output="-", model="-")
 
 DATA, PROMPT, LAW = "Input and output", "Prompts", "Sampling and stopping"
-DRAFT = "Drafting (for speed; the text stays the same unless --verification token)"
+DRAFT = "Drafting (for speed; the text stays the same unless --verification token or block)"
 ENGINE = "Engine and cluster"
 
 _data = [
@@ -177,6 +193,20 @@ _draft = [
     ),
     option(
         DRAFT,
+        "--drop-attention",
+        metavar="LAYERS",
+        callback=layers,
+        help="Drop these attention layers, whatever the prompt, as 8,9,12.",
+    ),
+    option(
+        DRAFT,
+        "--drop-mlps",
+        metavar="LAYERS",
+        callback=layers,
+        help="Drop the MLPs of these layers as well.  [default: none]",
+    ),
+    option(
+        DRAFT,
         "--exit-threshold",
         type=float,
         help="End a draft below this confidence; adapts by itself.  [default: off]",
@@ -210,8 +240,8 @@ _draft = [
     option(
         DRAFT,
         "--verification",
-        type=click.Choice(["shared", "token"]),
-        help="Shared noise (same text as plain decoding), or rejection (same law only).",
+        type=click.Choice(get_args(Verification)),
+        help="Shared noise (plain decoding's text), or rejection by token or block (its law only).",
         default=_DRAFT.verification,
     ),
 ]

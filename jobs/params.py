@@ -17,7 +17,7 @@ from pipeline.config import PromptConfig, RunConfig
 
 T = TypeVar("T")
 
-_LEVELS = ("drop_layers", "similarity_threshold", "drop_quantile")
+_LEVELS = ("drop_layers", "similarity_threshold", "drop_quantile", "drop_attention")
 # Where a configuration class calls a value otherwise than its option does.
 _OPTION_OF = {
     "column": "prompt_column",
@@ -27,6 +27,8 @@ _OPTION_OF = {
     "threshold": "similarity_threshold",
     "quantile": "drop_quantile",
     "count": "drop_layers",
+    "attention": "drop_attention",
+    "mlps": "drop_mlps",
     "kv_budget_bytes": "kv_budget",
     "storage_patience_seconds": "storage_patience",
 }
@@ -137,11 +139,12 @@ def _draft(values: _Values) -> DraftConfig:
     if len(levels) > 1:
         places = " and ".join(values.place(k) for k in levels)
         raise ValueError(f"{places} contradict each other: give one of them")
-    names = {"drop_layers": "count"} | {
-        "similarity_threshold": "threshold",
-        "drop_quantile": "quantile",
-    }
-    drop = {"drop": values.build(DropRule, {k: names[k] for k in levels})} if levels else {}
+    rule = {option: name for name, option in _OPTION_OF.items() if option in _LEVELS}
+    drop: dict[str, Any] = {}
+    if levels or values.get("drop_mlps") is not None:
+        level = {} if levels else {"quantile": DraftConfig().drop.quantile}
+        keys = {k: rule[k] for k in levels} | {"drop_mlps": "mlps"}
+        drop["drop"] = values.build(DropRule, keys, **level)
     keys = _same("drafter", "draft_tokens", "exit_threshold", "similarity", "verification")
     keys |= _same("hole_filling", "remake_after", "draft_weights")
     return values.build(DraftConfig, keys, **drop)

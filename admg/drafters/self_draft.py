@@ -1,4 +1,4 @@
-"""Self-speculation: the target's own weights draft, without the attention layers of each plan.
+"""Self-speculation: the target's own weights draft, without the sub-layers that each plan drops.
 
 Shapes: B sequences that draft, K longest draft of the round, V vocabulary.
 
@@ -16,25 +16,31 @@ from admg.batch import RaggedBatch, SubBatch
 from admg.drafters.draft import Draft
 from admg.hole_filling import fills
 from admg.kv_arena import KVArena
-from admg.model import LayerMembers, Transformer
+from admg.model import Members, Transformer
 from admg.noise import DRAFT
+from admg.plan import DraftPlan
 from admg.sampling import Sampler, confidence
 from admg.sequence import Sequence
 
 
-def layer_members(
-    batch: RaggedBatch, dropped: Seq[frozenset[int]], num_layers: int
-) -> LayerMembers:
-    """Who takes part in each attention layer, when segment i leaves out the layers `dropped[i]`."""
-    everyone = tuple(range(len(dropped)))
+def members_of(batch: RaggedBatch, plans: Seq[DraftPlan | None], num_layers: int) -> Members:
+    """Who takes part in each sub-layer, when segment i drafts by `plans[i]` (None: whole)."""
+    everyone = tuple(range(len(plans)))
     known: dict[tuple[int, ...], SubBatch | None] = {everyone: None}
-    members = []
-    for layer in range(num_layers):
-        kept = tuple(i for i in everyone if layer not in dropped[i])
-        if kept not in known:
-            known[kept] = batch.subset(kept)
-        members.append(known[kept])
-    return members
+
+    def by_layer(dropped: Seq[frozenset[int]]) -> list[SubBatch | None]:
+        members = []
+        for layer in range(num_layers):
+            kept = tuple(i for i in everyone if layer not in dropped[i])
+            if kept not in known:
+                known[kept] = batch.subset(kept)
+            members.append(known[kept])
+        return members
+
+    return Members(
+        by_layer([frozenset(p.dropped if p is not None else ()) for p in plans]),
+        by_layer([frozenset(p.dropped_mlps if p is not None else ()) for p in plans]),
+    )
 
 
 class SelfDrafter:
@@ -68,8 +74,7 @@ class SelfDrafter:
             parts.append(([last], len(s.tokens) - 1 + len(drafted), s.extent))
         batch = RaggedBatch.build(parts, self._model.device)
         plans = [sequences[i].plan for i in active]
-        dropped = [frozenset(p.dropped if p is not None else ()) for p in plans]
-        members = layer_members(batch, dropped, self._model.config.num_layers)
+        members = members_of(batch, plans, self._model.config.num_layers)
         if fill is not None and len(active) < len(sequences):
             fill = fill[:, active]
         hidden = self._model.forward(batch, self._arena, members=members, fill=fill)

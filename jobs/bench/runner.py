@@ -141,13 +141,20 @@ def run(plan: Plan, say: Say, on_cell: Callable[[Report], None]) -> Report:
             say(f"loading {system.name}")
             workers[system.name] = stack.enter_context(_start(system, plan.settings))
             report.versions |= _load(system, plan, workers, report) or {}
-        report.machine |= workers[PLAIN].ask("probe", dtype=plan.dtype)
+        report.machine |= _peaks(plan)
         cells = plan.settings.cells
         for number, cell in enumerate(cells, 1):
             say(f"[{number}/{len(cells)}] {cell}: warming up")
             _time_cell(cell, plan, workers, report, say)
             on_cell(report)
     return report
+
+
+def _peaks(plan: Plan) -> dict[str, float]:
+    """The machine's peaks, from a process of its own, whose memory is nobody else's."""
+    threads, module = plan.settings.threads, "jobs.bench.probe"
+    with Worker("probe", threads=threads, peer=None, module=module) as worker:
+        return dict(worker.ask("probe", dtype=plan.dtype))
 
 
 def _start(system: System, settings: Settings) -> Worker:

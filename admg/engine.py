@@ -168,7 +168,9 @@ class Engine:
         self._counters.prefill_seconds += time.perf_counter() - start
         self._counters.prompt_tokens += sum(c.count for c in chunks)
         for s, token in ready:
-            if self._drafting is not None:
+            if not s.request.draft:
+                s.learned = Learned()  # else verification would go on learning for its drafts
+            elif self._drafting is not None:
                 s.plan = DraftPlan.of(s.similarity, draft)
                 if draft.exit_threshold is not None:
                     s.exit = ConfidenceExit(draft.exit_threshold)

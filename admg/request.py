@@ -17,11 +17,16 @@ FinishReason = Literal["stop", "length", "error"]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One prompt: token ids, the law and the stops, and the key of its noise."""
+    """One prompt: token ids, the law and the stops, and the key of its noise.
+
+    With `draft` False nothing is drafted for it, whatever the engine's configuration; rounds of
+    such sequences alone are plain decoding itself.
+    """
 
     prompt_token_ids: list[int]
     sampling: SamplingParams = field(default_factory=SamplingParams)
     key: str = ""
+    draft: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,9 @@ class SequenceStats:
     calibrated plain steps (DESIGN §4.5), `speedup_end_to_end` adds the prefill to both sides; None
     where no step was timed. `drafter_tokens` counts draft tokens by source. Seconds are wall time:
     `decode_seconds` is the time of the rounds that the sequence took part in.
+    The engine leaves the last three to who decodes a sequence again, plainly, to compare:
+    `audit_identical` says whether the tokens were the same, and `audit_speedup` is the measured
+    counterpart of `speedup`.
     """
 
     prompt_tokens: int = 0
@@ -37,6 +40,7 @@ class SequenceStats:
     queue_seconds: float = 0.0
     audited: bool = False
     audit_identical: bool | None = None
+    audit_speedup: float | None = None
 
 
 @dataclass(slots=True)

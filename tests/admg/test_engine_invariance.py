@@ -126,6 +126,33 @@ def test_seed_and_key_name_the_noise(model: Transformer, requests: list[Request]
     assert len({tuple(c.token_ids) for c in decode(model, greedy, config).values()}) == 1
 
 
+@pytest.mark.parametrize("drafter", ["admg", "ngram", "auto"])
+def test_requests_that_forbid_drafting(model, requests, reference, drafter) -> None:
+    """Alone, every pass is a plain one that nobody watches; among others, they draft nothing."""
+    config = engine_config(drafting(2, drafter=drafter, remake_after=3), max_num_seqs=4)
+    plain = [replace(r, draft=False) for r in requests]
+    engine = Engine(model, config, eos_token_ids=[])
+    watched = []
+    engine.step()  # the warm-up drafts
+    with pytest.MonkeyPatch.context() as patch:
+        forward = model.forward
+
+        def noted(*args, members=None, observers=(), **more):
+            watched.append((members, list(observers)))
+            return forward(*args, members=members, observers=observers, **more)
+
+        patch.setattr(model, "forward", noted)
+        done = {c.key: c for c in engine.generate(plain)}
+    assert watched and all(not members and not seen for members, seen in watched)
+    assert_same_rows(model, requests, done, reference)
+    assert all(c.stats.acceptance_histogram == [c.stats.num_spec_steps] for c in done.values())
+    assert all(c.stats.dropped_attention_layers == [] for c in done.values())
+    mixed = [replace(r, draft=i % 2 == 0) for i, r in enumerate(requests)]
+    done = {c.key: c for c in engine.generate(mixed)}
+    assert_same_rows(model, requests, done, reference)
+    assert all(done[r.key].stats.num_draft_tokens == 0 for r in mixed if not r.draft)
+
+
 @torch.inference_mode()
 def worst_cache_error(engine: Engine, model: Transformer) -> tuple[float, int]:
     """Largest |difference| of any cached key or value from a pass from scratch; layers seen."""

@@ -20,8 +20,10 @@ from pipeline.run import run
 from tests.pipeline.conftest import write_shards
 from tests.pipeline.standin import StandIn, expected
 
-ROWS = 300
+ROWS = 120
 PROGRAM = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run in the background
 from pipeline.run import run
 from tests.pipeline.standin import StandIn
 from tests.pipeline.test_interruption import config_of

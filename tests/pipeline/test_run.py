@@ -180,12 +180,16 @@ def test_an_engine_that_is_gone_loses_nothing_and_what_is_committed_is_not_redon
     write_shards(tmp_path / "in", [prompts(0, 40), prompts(40, 80)])
     config = config_of(tmp_path)
     fuse = tmp_path / "fuse"
-    fuse.touch()
-    factory = StandIn(fuse=str(fuse), die_after=40, step_seconds=0.02)
+
+    def light(_: Progress) -> None:
+        if any(Path(config.output).glob("*.parquet")):
+            fuse.touch()
+
+    factory = StandIn(fuse=str(fuse), die_after=20, step_seconds=0.1)
     with pytest.raises(
         PipelineError, match=r"could not be loaded: OSError: the stand-in's weights"
     ):
-        run(config, engine_factory=factory)
+        run(config, engine_factory=factory, on_progress=light)
     committed = len(rows_of(config))
     assert 0 < committed < 80
     assert not (Path(config.output) / "_SUCCESS").exists()

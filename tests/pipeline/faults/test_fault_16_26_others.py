@@ -112,7 +112,7 @@ def polling(reader: Reader) -> Iterator[None]:
 
     def poll() -> None:
         try:
-            while not stop.wait(0.01):
+            while not stop.wait(0.03):
                 reader.look()
         except BaseException as error:
             problems.append(error)

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+import ray
 
 from pipeline.attempts import FOLDER
 from pipeline.run import run
@@ -29,7 +30,9 @@ main(["run", "--input", {input!r}, "--output", {output!r}, "--model", "stand-in"
 def test_fault_20_a_run_that_is_told_to_stop(tmp_path: Path, grace: int, ray_cluster: None) -> None:
     config = config_of(tmp_path, TABLE, rows_per_block=4)
     code = COMMAND.format(input=config.input[0], output=config.output)
-    with program(code) as process:
+    # As in a Ray job, whose driver joins the cluster that it was submitted to.
+    address = str(ray.get_runtime_context().gcs_address)
+    with program(code, RAY_ADDRESS=address) as process:
         wait_for_files(tmp_path / "out", 3, process)
         process.send_signal(signal.SIGTERM)
         if grace == 3:

@@ -1,4 +1,10 @@
-"""Faults 2, 6 and 7 with the demo model: its own texts are the oracle."""
+"""Faults 2, 6 and 7 with the demo model: its own texts are the oracle.
+
+In float32, where a row's text is a function of the row. In bfloat16 it may depend on the company
+too: a row that is tried again alone goes through matrix products of another shape, whose sums may
+be rounded in another order, and 8 bits are coarse enough to turn round two tokens that are almost
+equally likely.
+"""
 
 from __future__ import annotations
 
@@ -95,7 +101,7 @@ def base(demo_model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Run
         input=(str(folder / "in"),),
         output=str(folder / "undisturbed"),
         model=str(demo_model_path),
-        dtype="float32",  # where a row's text depends on nothing else, its batch included
+        dtype="float32",  # see above
         prompt=PromptConfig(mode="chat"),
         sampling=SamplingParams(max_tokens=12, temperature=0.7, seed=5),
         engine=EngineConfig(max_num_seqs=4, max_model_len=512),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from jobs.bench.command import bench
+from jobs.bench.pipeline_command import pipeline
 from jobs.failures import (
     EXIT_CODES,
     EXIT_ERROR_ROWS,
@@ -45,6 +46,7 @@ def main() -> None:
 
 main.add_command(prepare)
 main.add_command(bench)
+bench.add_command(pipeline)
 
 
 @main.command(cls=ExampleCommand, example=f"{_PREPARE}\n{_RUN}", notes=EXIT_CODES)

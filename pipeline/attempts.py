@@ -56,6 +56,9 @@ class Deaths:
         )
 
 
+NO_DEATHS = Deaths()
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """Why an engine's process leaves, and the keys of the rows that may be the reason."""
@@ -105,7 +108,7 @@ class State:
 
     def known(self, key: str, earlier: Mapping[str, Deaths]) -> Deaths:
         """What is known of a row."""
-        return Deaths(**self.rows[key]) if key in self.rows else earlier.get(key, Deaths())
+        return Deaths(**self.rows[key]) if key in self.rows else earlier.get(key, NO_DEATHS)
 
     def all_explained(self, earlier: Mapping[str, Deaths], but: str = "") -> int:
         """Deaths that guilty rows have caused."""

@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
-from typing import Any
+from dataclasses import replace
+from itertools import chain
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
 from admg.config import SamplingParams
 from admg.request import Completion, Request
 from pipeline.attempts import Deaths
+from pipeline.audit import Audit, compared
 from pipeline.engine_loop import EngineLoop
 from pipeline.errors import MODEL_OUTPUT_INVALID, RowError
 from pipeline.factory import EngineFactory, EngineLike
@@ -34,6 +38,7 @@ from pipeline.schema import (
 from pipeline.stages import errors_of
 from pipeline.survival import ActorGuard, Safety, identity, load
 
+T = TypeVar("T")
 Report = Callable[[str, Counters], None]
 
 
@@ -45,6 +50,7 @@ class Decode:
         sampling: the law of all rows.
         report: is told about once a second what this actor has done.
         safety: None keeps no record, and an engine that dies raises `EngineDied` from the call.
+        audit: the rows to decode again plainly.
 
     Raises:
         EngineDied: the model could not be loaded.
@@ -56,10 +62,11 @@ class Decode:
         sampling: SamplingParams,
         report: Report | None = None,
         safety: Safety | None = None,
+        audit: Audit | None = None,
     ) -> None:
         self._factory, self._sampling, self._report = factory, sampling, report
         self._name, restarted = identity()
-        self._safety = safety
+        self._safety, self._audit = safety, audit or Audit()
         self._record = None if safety is None else safety.record(self._name)
         if safety is None or self._record is None:
             self._loop = load(self._new_loop)
@@ -105,12 +112,26 @@ class Decode:
         token_ids: list[list[int]] = table[PROMPT_TOKEN_IDS].to_pylist()
         own = parameters_in(table)
         laws = laws_of([own[i] for i in todo], self._sampling)
-        rows = [
-            (Request(token_ids[i], law, keys[i]), self._company(keys[i]))
-            for i, law in zip(todo, laws, strict=True)
+        requests = {
+            i: Request(token_ids[i], law, keys[i]) for i, law in zip(todo, laws, strict=True)
+        }
+        company = {i: self._company(keys[i]) for i in todo}
+        # Suspects are not audited: a death in the audit would count against them.
+        groups = self._audit.groups(keys, {i for i in todo if company[i] is None})
+        usual = [i for i in todo if i not in set(chain(*groups))]
+        submitted = self._loop.submit([(requests[i], company[i]) for i in usual])
+        first, again = dict(zip(usual, submitted, strict=True)), {}
+        for group in groups:
+            once = [requests[i] for i in group]
+            futures = self._loop.submit_closed([once, [replace(r, draft=False) for r in once]])
+            for done, more in zip((first, again), futures, strict=True):
+                done.update(zip(group, more, strict=True))
+        waiting = [first[i] for i in todo] + list(again.values())
+        await asyncio.wrap_future(all_of(waiting))
+        return [
+            compared(first[i].result(), again[i].result()) if i in again else first[i].result()
+            for i in todo
         ]
-        waiting: list[Future[Completion]] = self._loop.submit(rows)
-        return list(await asyncio.gather(*map(asyncio.wrap_future, waiting)))
 
     def _deaths(self, key: str) -> Deaths:
         return Deaths() if self._record is None else self._record.deaths(key)
@@ -128,6 +149,34 @@ class Decode:
             return RowResult()
         self._record.find_guilty(key)
         return RowResult(error=verdict, finish_reason="error", attempts=deaths.total)
+
+
+def all_of(futures: Sequence[Future[T]]) -> Future[list[T]]:
+    """The results of all futures once they are there, or the first exception.
+
+    An event loop that waits for it is woken once a block, and not once a row.
+    """
+    whole: Future[list[T]] = Future()
+    whole.set_running_or_notify_cancel()  # from here on nobody can cancel it
+    lock, left = threading.Lock(), len(futures)
+
+    def note(done: Future[T]) -> None:
+        nonlocal left
+        with lock:
+            left -= 1
+            error = done.exception()
+            if whole.done():
+                return
+            if error is not None:
+                whole.set_exception(error)
+            elif not left:
+                whole.set_result([future.result() for future in futures])
+
+    for future in futures:
+        future.add_done_callback(note)
+    if not futures:
+        whole.set_result([])
+    return whole
 
 
 def row_result(completion: Completion, attempts: int = 1) -> RowResult:

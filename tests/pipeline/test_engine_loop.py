@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from concurrent.futures import Future
 
 import pytest
 
 from admg.config import SamplingParams
 from admg.request import Completion, Request
 from pipeline.attempts import Failure
+from pipeline.decode import all_of
 from pipeline.engine_loop import EngineDied, EngineLoop
 from pipeline.watchdog import Watched
 from tests.pipeline.standin import StandIn, StandInEngine
@@ -100,3 +102,25 @@ def test_a_death_names_the_rows_that_were_inside() -> None:
     assert notes.dead.wait(timeout=30)
     failure = Failure("crashed", "the engine died: RuntimeError: broke", ("aa", "bb"))
     assert notes.failure == failure
+
+
+def test_many_futures_are_one() -> None:
+    assert all_of([]).result(timeout=0) == []
+    futures: list[Future[int]] = [Future() for _ in range(3)]
+    futures[0].set_result(0)  # before anybody waits for it
+    whole = all_of(futures)
+    futures[2].set_result(2)
+    assert not whole.done()
+    futures[1].set_result(1)
+    assert whole.result(timeout=0) == [0, 1, 2]
+
+
+def test_the_first_exception_among_futures_is_that_of_all() -> None:
+    """A death must not wait for rows that nobody will ever end."""
+    futures: list[Future[int]] = [Future() for _ in range(3)]
+    whole = all_of(futures)
+    futures[1].set_exception(EngineDied("first"))
+    with pytest.raises(EngineDied, match="first"):
+        whole.result(timeout=0)
+    futures[0].set_exception(EngineDied("second"))
+    assert str(whole.exception(timeout=0)) == "first"

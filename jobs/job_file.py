@@ -59,6 +59,7 @@ class DraftTable(_Table):
     hole_filling: bool | None = None
     remake_after: int | None = None
     draft_weights: DraftWeights | None = None
+    audit: float | None = None
 
 
 class EngineTable(_Table):

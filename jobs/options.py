@@ -244,6 +244,14 @@ _draft = [
         help="Shared noise (plain decoding's text), or rejection by token or block (its law only).",
         default=_DRAFT.verification,
     ),
+    option(
+        DRAFT,
+        "--audit",
+        metavar="SHARE",
+        type=float,
+        help="Decode this share of the rows again plainly, to compare texts and times.",
+        default=f"{_RUN.audit:g}",
+    ),
 ]
 
 _engine = [

@@ -32,7 +32,8 @@ _SAMPLE_CHARS = 900
 class Report:
     """One output in numbers; None where nothing was measured.
 
-    `rows_reused`, `seconds` and `tokens_per_second` are those of the last run that added rows.
+    `rows_reused`, `seconds` and `tokens_per_second` are those of the last run that added rows;
+    `audit` has the numbers of `pipeline.audit_sums`.
     """
 
     output: str
@@ -54,6 +55,7 @@ class Report:
     rows_reused: int | None = None
     seconds: float | None = None
     tokens_per_second: float | None = None
+    audit: dict[str, int | float | None] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The values by name, fit for JSON."""
@@ -90,6 +92,7 @@ def read_output(output: str) -> Report:
         sample=sample_row(output),
         rows_reused=last.get("rows_reused"),
         tokens_per_second=last.get("tokens_per_second"),
+        audit=summary.audit.to_dict(),
     )
 
 
@@ -149,6 +152,17 @@ def _spread(values: Mapping[str, float]) -> str:
     return f"  (rows: {values['p5']:.2f} / {values['p50']:.2f} / {values['p95']:.2f} at p5/50/95)"
 
 
+def _audit_words(audit: Mapping[str, int | float | None]) -> str:
+    """Rows, identical ones, and their true speedup beside the one that was estimated."""
+    words = f"{audit['rows']} rows decoded again plainly, {audit['identical']} identical"
+    if audit["true_speedup"] is None:
+        return words
+    words += f"; speedup of these rows {_number(audit['true_speedup'])}"
+    if audit["true_speedup_standard_error"] is not None:
+        words += f" ± {_number(audit['true_speedup_standard_error'])}"
+    return f"{words} (estimated {_number(audit['estimated_speedup'])})"
+
+
 def summary_table(report: Report) -> Table:
     """The headline numbers as a table for a terminal."""
     from rich.table import Table
@@ -171,6 +185,8 @@ def summary_table(report: Report) -> Table:
     lines.append(("draft acceptance rate", _number(report.draft_acceptance_rate)))
     both = f"{_number(report.speedup)} decoding, {_number(report.speedup_end_to_end)} end to end"
     lines.append(("speedup", both + _spread(report.speedup_percentiles)))
+    if report.audit.get("rows"):
+        lines.append(("audit", _audit_words(report.audit)))
     lines.append(("output", report.output))
     for name, value in lines:
         table.add_row(Text(name, style="bold"), Text(printable(value), overflow="fold"))

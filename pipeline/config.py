@@ -88,7 +88,8 @@ class RunConfig:
 
     `row_parameters` are sampling parameters that rows may have of their own, in input columns of
     these names. `allow_bad_shards` leaves out shards that cannot be used. Storage that throttles,
-    hangs or is full is tried again for `storage_patience_seconds`.
+    hangs or is full is tried again for `storage_patience_seconds`. A share `audit` of the rows is
+    decoded again plainly, to compare texts and times.
 
     Raises:
         ValueError: a value outside its range, by name.
@@ -116,6 +117,7 @@ class RunConfig:
     row_deadline_seconds: float = 300.0
     token_deadline_seconds: float = 2.0
     stall_seconds: float | None = None
+    audit: float = 0.0
 
     def __post_init__(self) -> None:
         strings = isinstance(self.input, tuple) and all(isinstance(i, str) for i in self.input)
@@ -151,6 +153,7 @@ class RunConfig:
         _refuse(repeated, "row_parameters", self.row_parameters, "parameters named once each")
         patience = self.storage_patience_seconds
         _refuse(patience < 0, "storage_patience_seconds", patience, "0 or more")
+        _refuse(not 0 <= self.audit <= 1, "audit", self.audit, "a share of the rows, 0 to 1")
         for name in ("row_deadline_seconds", "token_deadline_seconds"):
             _refuse(getattr(self, name) <= 0, name, getattr(self, name), "above 0")
 

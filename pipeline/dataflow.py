@@ -10,6 +10,7 @@ from typing import Any
 import ray
 from ray.data import ActorPoolStrategy, Dataset
 
+from pipeline.audit import Audit
 from pipeline.blocks import measured_speed
 from pipeline.chunks import Chunk
 from pipeline.cluster import Cluster, connected, data_context
@@ -150,7 +151,7 @@ def _dataset(
         )
         .map_batches(
             Decode,
-            fn_constructor_args=(factory, law, board, safety),
+            fn_constructor_args=(factory, law, board, safety, Audit.of(config)),
             compute=ActorPoolStrategy(
                 size=layout.actors,
                 max_tasks_in_flight_per_actor=layout.in_flight,

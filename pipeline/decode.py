@@ -115,23 +115,30 @@ class Decode:
         requests = {
             i: Request(token_ids[i], law, keys[i]) for i, law in zip(todo, laws, strict=True)
         }
-        company = {i: self._company(keys[i]) for i in todo}
-        # Suspects are not audited: a death in the audit would count against them.
-        groups = self._audit.groups(keys, {i for i in todo if company[i] is None})
-        usual = [i for i in todo if i not in set(chain(*groups))]
-        submitted = self._loop.submit([(requests[i], company[i]) for i in usual])
-        first, again = dict(zip(usual, submitted, strict=True)), {}
-        for group in groups:
-            once = [requests[i] for i in group]
-            futures = self._loop.submit_closed([once, [replace(r, draft=False) for r in once]])
-            for done, more in zip((first, again), futures, strict=True):
-                done.update(zip(group, more, strict=True))
-        waiting = [first[i] for i in todo] + list(again.values())
-        await asyncio.wrap_future(all_of(waiting))
+        # Suspects are not audited: they go with others by rules of their own.
+        fit = {i for i in todo if self._company(keys[i]) is None}
+        first, again = self._submit(requests, self._audit.groups(keys, fit))
+        await asyncio.wrap_future(all_of([*first.values(), *again.values()]))
         return [
             compared(first[i].result(), again[i].result()) if i in again else first[i].result()
             for i in todo
         ]
+
+    def _submit(
+        self, requests: dict[int, Request], groups: list[list[int]]
+    ) -> tuple[dict[int, Future[Completion]], dict[int, Future[Completion]]]:
+        """Queue all requests, and those in the groups a second time, with drafting forbidden."""
+        audited = set(chain(*groups))
+        usual = [i for i in requests if i not in audited]
+        rows = [(requests[i], self._company(requests[i].key)) for i in usual]
+        first = dict(zip(usual, self._loop.submit(rows), strict=True))
+        again: dict[int, Future[Completion]] = {}
+        for group in groups:
+            once = [requests[i] for i in group]
+            futures = self._loop.submit_closed([once, [replace(r, draft=False) for r in once]])
+            first |= zip(group, futures[0], strict=True)
+            again |= zip(group, futures[1], strict=True)
+        return first, again
 
     def _deaths(self, key: str) -> Deaths:
         return Deaths() if self._record is None else self._record.deaths(key)

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, Protocol
 
 from admg.request import Completion, Request
@@ -54,8 +55,8 @@ class EngineLoop:
 
     Sequences are taken in as they come, one group after another: the next group waits until the
     engine has a place for every sequence of the group before, so that none waits for ever behind
-    longer ones. Sequences that need small company go first, when the engine is empty, and the
-    others wait until they are through.
+    longer ones. Sequences that need small company go first, when the engine is empty, then groups
+    that want it for themselves, and the others wait until they are through.
 
     Args:
         build: makes the engine.
@@ -72,10 +73,13 @@ class EngineLoop:
     ) -> None:
         self._build, self._report, self._guard = build, report, guard
         self._loaded: Future[None] = Future()
-        self._inbox: queue.SimpleQueue[list[Entry]] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[tuple[list[Entry], bool]] = queue.SimpleQueue()
         self._groups: deque[list[Entry]] = deque()
         self._apart: list[Entry] = []
+        self._closed: deque[list[Entry]] = deque()
         self._in_company = True
+        self._repeats = False
+        self._repeated_tokens = 0
         self._running: dict[int, tuple[Entry, Watched]] = {}
         self._counters = Counters()
         self._death: EngineDied | None = None
@@ -99,17 +103,26 @@ class EngineLoop:
 
         The futures raise `EngineDied` when the engine does, also after it.
         """
-        entries = [Entry(request, Future(), company) for request, company in rows]
-        for entry in entries:
+        return self._queue([[Entry(request, Future(), company) for request, company in rows]])[0]
+
+    def submit_closed(self, groups: Sequence[Sequence[Request]]) -> list[list[Future[Completion]]]:
+        """Queue groups that go one after another, each with nobody else in the engine."""
+        return self._queue([[Entry(r, Future(), None) for r in g] for g in groups], closed=True)
+
+    def _queue(
+        self, groups: list[list[Entry]], closed: bool = False
+    ) -> list[list[Future[Completion]]]:
+        for entry in chain(*groups):
             # From here on nobody can cancel it, as asyncio would when a neighbour fails.
             entry.future.set_running_or_notify_cancel()
         with self._lock:
             if self._death is None:
-                self._inbox.put(entries)
+                for group in groups:
+                    self._inbox.put((group, closed))
             else:
-                for entry in entries:
+                for entry in chain(*groups):
                     entry.future.set_exception(self._death)
-        return [entry.future for entry in entries]
+        return [[entry.future for entry in group] for group in groups]
 
     def count_error_rows(self, rows: int) -> None:
         """Count rows that never reach the engine, so that progress adds up."""
@@ -130,8 +143,7 @@ class EngineLoop:
             while True:
                 self._take(engine)
                 if engine.has_work:
-                    for completion in engine.step():
-                        self._finish(completion)
+                    self._step(engine)
                 self._note_movement(engine)
                 if time.monotonic() - self._reported >= _REPORT_SECONDS:
                     self._send_report(engine)
@@ -141,40 +153,56 @@ class EngineLoop:
                 self._guard.died(Failure(code_of(error), describe(error), keys))
             self._end(EngineDied(describe(error)))
 
+    def _step(self, engine: EngineLike) -> None:
+        before = engine.counters.completion_tokens if self._repeats else 0
+        for completion in engine.step():
+            self._finish(completion)
+        if self._repeats:
+            self._repeated_tokens += engine.counters.completion_tokens - before
+
     def _take(self, engine: EngineLike) -> None:
         """Move what may go into the engine; wait only when there is nothing else to do."""
-        nothing = self._in_company and not (engine.has_work or self._groups or self._apart)
+        known = engine.has_work or self._groups or self._apart or self._closed
+        nothing = self._in_company and not known
         while True:
             try:
                 # The timeout lets an idle engine send its last counters.
-                group = self._inbox.get(nothing, _REPORT_SECONDS if nothing else None)
+                group, closed = self._inbox.get(nothing, _REPORT_SECONDS if nothing else None)
             except queue.Empty:
                 break
             nothing = False
+            if closed:
+                self._closed.append(group)
+                continue
             self._apart += [e for e in group if e.company is not None]
             self._groups.append([e for e in group if e.company is None])
-        if (self._apart or not self._in_company) and not engine.has_work:
+        waiting = self._apart or self._closed
+        if (waiting or not self._in_company) and not engine.has_work:
             self._next_company(engine)
-        while self._in_company and not self._apart and self._groups:
+        while self._in_company and not waiting and self._groups:
             if engine.counters.num_waiting:
                 break
             self._enter(engine, self._groups.popleft())
 
     def _next_company(self, engine: EngineLike) -> None:
         """The next sequences that go together and with no others, or the end of that."""
+        group = self._next_suspects() or (self._closed.popleft() if self._closed else [])
+        self._in_company = not group
+        # What is decoded again is no progress.
+        self._repeats = any(not e.request.draft for e in group)
+        if self._guard is not None:
+            self._guard.alone([e.request.key for e in group] or None)
+        self._enter(engine, group)
+
+    def _next_suspects(self) -> list[Entry]:
+        """Those that need the smallest company, as many as may be together."""
         if not self._apart:
-            self._in_company = True
-            if self._guard is not None:
-                self._guard.alone(None)
-            return
-        self._in_company = False
+            return []
         self._apart.sort(key=lambda e: e.company or 0)
         size = self._apart[0].company or 1
         group = [e for e in self._apart[:size] if e.company == size]
         self._apart = self._apart[len(group) :]
-        if self._guard is not None:
-            self._guard.alone([e.request.key for e in group])
-        self._enter(engine, group)
+        return group
 
     def _enter(self, engine: EngineLike, entries: list[Entry]) -> None:
         self._moved = now = time.monotonic()
@@ -188,10 +216,12 @@ class EngineLoop:
             self._running[handle] = self._running.pop(-1)
 
     def _finish(self, completion: Completion) -> None:
-        with self._lock:
-            self._counters = self._counters.plus(completion)
+        entry, _ = self._running.pop(completion.handle)
         self._moved = time.monotonic()
-        self._running.pop(completion.handle)[0].future.set_result(completion)
+        if not self._repeats:
+            with self._lock:
+                self._counters = self._counters.plus(completion)
+        entry.future.set_result(completion)
 
     def _note_movement(self, engine: EngineLike) -> None:
         made = engine.counters
@@ -215,9 +245,9 @@ class EngineLoop:
         self._reported = time.monotonic()
         if self._report is None:
             return
-        made = engine.counters
+        made = engine.counters.completion_tokens - self._repeated_tokens
         # The engine counts the tokens of rows that are not finished yet too.
-        tokens = max(self._counters.completion_tokens, made.completion_tokens)
+        tokens = max(self._counters.completion_tokens, made)
         self._report(replace(self._counters, completion_tokens=tokens))
 
     def _end(self, death: EngineDied) -> None:
@@ -225,8 +255,8 @@ class EngineLoop:
             self._death = death
         waiting = [entry for entry, _ in self._running.values()]
         while not self._inbox.empty():
-            self._groups.append(self._inbox.get())
-        for group in (*self._groups, self._apart):
+            self._groups.append(self._inbox.get()[0])
+        for group in (*self._groups, *self._closed, self._apart):
             waiting += group
         for entry in waiting:
             entry.future.set_exception(death)

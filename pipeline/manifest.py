@@ -93,6 +93,7 @@ def write_manifest(
             "totals": summary.totals(),
             "errors_by_code": summary.errors_by_code,
             "statistics": summary.statistics(),
+            "audit": summary.audit.to_dict(),
             "run": dict(run),
             "versions": versions(),
         },

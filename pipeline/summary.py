@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.audit_sums import AUDIT_COLUMNS, AuditSums
 from pipeline.progress import ratio
 from pipeline.schema import ERROR_CODE, STATUS
 
@@ -29,6 +30,7 @@ COLUMNS = (
     "speedup_end_to_end",
     "prefill_seconds",
     "decode_seconds",
+    *AUDIT_COLUMNS,
 )
 
 
@@ -49,6 +51,7 @@ class Summary:
     plain_seconds_end_to_end: float = 0.0
     seconds_end_to_end: float = 0.0
     errors_by_code: dict[str, int] = field(default_factory=dict)
+    audit: AuditSums = field(default_factory=AuditSums)
 
     @classmethod
     def of(cls, table: pa.Table) -> Summary:
@@ -72,6 +75,7 @@ class Summary:
             plain_seconds_end_to_end=plain_both,
             seconds_end_to_end=timed_both,
             errors_by_code=dict(sorted(codes.items())),
+            audit=AuditSums.of(table),
         )
 
     @classmethod
@@ -79,12 +83,14 @@ class Summary:
         """The sums of several tables."""
         sums: dict[str, Any] = {}
         codes: Counter[str] = Counter()
+        audit = AuditSums()
         for part in parts:
             codes.update(part.errors_by_code)
+            audit += part.audit
             for name in cls.__dataclass_fields__:
-                if name != "errors_by_code":
+                if name not in ("errors_by_code", "audit"):
                     sums[name] = sums.get(name, 0) + getattr(part, name)
-        return cls(**sums, errors_by_code=dict(sorted(codes.items())))
+        return cls(**sums, errors_by_code=dict(sorted(codes.items())), audit=audit)
 
     @property
     def mean_acceptance_length(self) -> float | None:

@@ -61,6 +61,21 @@ class Bid:
     rate: float
 
 
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What a controller goes by.
+
+    `rounds` by choice; `costs` by kind of pass, (sequences, context, tokens, seconds) for each
+    point that was timed; `lookup` the acceptance by the length of the matched suffix; `trust` how
+    many of the tokens expected of drafts have come of late.
+    """
+
+    rounds: dict[str, int]
+    costs: dict[str, list[tuple[int, int, int, float]]]
+    lookup: dict[int, Chance]
+    trust: dict[str, float]
+
+
 @dataclass(slots=True)
 class Controller:
     """Chooses for one engine.
@@ -178,6 +193,16 @@ class Controller:
             s.lookup_acceptance.see(*seen)
         if own[1]:
             s.own_acceptance.see(*own)
+
+    def explain(self) -> Explanation:
+        """What the choices rest on now, and which there were."""
+        costs = {"target": self.target, "self": self.own}
+        return Explanation(
+            dict(self.rounds),
+            {name: cost.table() for name, cost in costs.items() if cost is not None},
+            {n: seen.chance(LOOKUP_PRIOR[n]) for n, seen in self.lookup.items()},
+            dict(self.trust),
+        )
 
     def _lookup_chance(self, s: Sequence, proposal: Proposal) -> Chance:
         shared = self.lookup[proposal.matched].chance(LOOKUP_PRIOR[proposal.matched])

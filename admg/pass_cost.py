@@ -89,6 +89,10 @@ class PassCost:
         decay = FASTER_DECAY if ratio < FASTER else DRIFT_DECAY
         self._drift[column] *= decay + (1 - decay) * min(ratio, MOST_RATIO)
 
+    def table(self) -> list[tuple[int, int, int, float]]:
+        """What passes cost now: (sequences, context, tokens, seconds) for each point timed."""
+        return [(s, c, t, self._drift[t] * x) for (s, c, t), x in sorted(self._grid.items())]
+
     def _at(self, sequences: int, context: float, tokens: int) -> float:
         by_size = [
             _interpolate(self.contexts, [self._grid[s, c, tokens] for c in self.contexts], context)

@@ -135,6 +135,11 @@ def _grid_options(command: Any) -> Any:
     metavar="PATH",
     help="The python of the virtual environment that holds vllm.",
 )
+@click.option(
+    "--explain",
+    is_flag=True,
+    help="Also what the controller of auto went by: costs, acceptance, its choices.",
+)
 @_grid_options
 @click.pass_context
 def engine(ctx: click.Context, **flags: Any) -> None:
@@ -175,6 +180,7 @@ def _bench(ctx: click.Context, flags: dict[str, Any], markdown: bool = False) ->
         for key, value in flags.items()
         if value is not None and value is not False and value != ()
     }
+    explain = given.pop("explain", False)
     quick = _QUICK if given.pop("quick", False) else {}
     chosen = {"threads": usable_cores(), **_DEFAULTS, **quick, **given}
     systems = parse_systems(chosen.pop("system"))
@@ -195,12 +201,12 @@ def _bench(ctx: click.Context, flags: dict[str, Any], markdown: bool = False) ->
         report = run(plan, say, keep)
     except WorkerError as error:
         raise Failure(str(error), EXIT_INCOMPLETE) from error
-    _print(report, markdown)
+    _print(report, markdown, explain)
     if report.failed:
         ctx.exit(EXIT_INCOMPLETE)
 
 
-def _print(report: Report, markdown: bool) -> None:
+def _print(report: Report, markdown: bool, explain: bool) -> None:
     from rich.console import Console
 
     from jobs.bench import tables
@@ -211,6 +217,8 @@ def _print(report: Report, markdown: bool) -> None:
     console.print(tables.results_table(report))
     console.print(tables.peaks_table(report))
     console.print(tables.time_table(report))
+    for table in tables.explanations(report) if explain else ():
+        console.print(table)
     for line in tables.notes(report):
         click.echo(line)
     if markdown:

@@ -21,7 +21,7 @@ class Outcome:
     sequences, their prefill not counted), `rounds` (decoding passes over the batch), `accepted` of
     `drafted` tokens, `dropped` attention layers (mean over the sequences), `draft_seconds` and
     `verify_seconds` (plain steps too), of whole passes, `peak_resident_bytes` (so far, of the
-    system's processes).
+    system's processes), `explanation` (of a controller; see `admg.controller.Explanation`).
     """
 
     seconds: float
@@ -37,6 +37,7 @@ class Outcome:
     draft_seconds: float | None = None
     verify_seconds: float | None = None
     peak_resident_bytes: int | None = None
+    explanation: dict[str, Any] | None = None
 
     @property
     def tokens_per_second(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -61,7 +62,9 @@ class Ours:
         synchronize()
         seconds = time.perf_counter() - start
         stats, after = [c.stats for c in done], self._engine.counters
+        explanation = self._engine.explain()
         return {
+            "explanation": None if explanation is None else asdict(explanation),
             "seconds": seconds,
             "sequences": len(done),
             "prompt_tokens": sum(s.prompt_tokens for s in stats),

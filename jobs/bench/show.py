@@ -39,6 +39,11 @@ def _shares(outcomes: list[Outcome]) -> dict[str, Any]:
     return {} if shares is None else {"time": {k: round(v, _DIGITS) for k, v in shares.items()}}
 
 
+def _choices(outcomes: list[Outcome]) -> dict[str, Any]:
+    explanation = outcomes[-1].explanation
+    return {} if explanation is None else {"rounds": explanation["rounds"]}
+
+
 def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, _DIGITS)
 
@@ -83,6 +88,7 @@ def record(report: Report, command: str) -> dict[str, Any]:
                     _rounded(r) for r in ratios(outcomes, report.outcomes[cell, PLAIN])
                 ],
             }
+            | _choices(outcomes)
             for (cell, name), outcomes in report.outcomes.items()
         ],
         "plain_achieved": [

@@ -117,6 +117,30 @@ def time_table(report: Report) -> Table:
     return table
 
 
+def explanations(report: Report) -> list[Table]:
+    """What each controller went by: costs of passes, acceptance, and the choices of all rounds."""
+    tables = []
+    for (cell, name), outcomes in report.outcomes.items():
+        found = outcomes[-1].explanation
+        if found is None:
+            continue
+        rounds = ", ".join(f"{choice} {n}" for choice, n in sorted(found["rounds"].items()))
+        trust = ", ".join(f"{choice} {share:.2f}" for choice, share in found["trust"].items())
+        where = _where(cell.workload, cell.batch, cell.temperature)
+        title = f"{name}: {where}; rounds: {rounds}; trust: {trust}"
+        table = _table(title, "pass", ("sequences", "context", "tokens each", "ms"))
+        for kind, points in found["costs"].items():
+            for sequences, context, tokens, seconds in points:
+                row = (str(sequences), str(context), str(tokens), f"{1000 * seconds:.1f}")
+                table.add_row(kind, *row)
+        table.add_section()
+        for matched, chance in found["lookup"].items():
+            shares = f"{chance['first']:.2f}, then {chance['later']:.2f}"
+            table.add_row(f"lookup by {matched} tokens is right", "", "", shares)
+        tables.append(table)
+    return tables
+
+
 def _share(value: float | None, peak: float) -> str:
     return "-" if value is None else f"{value:.1f} ({value / peak:.0%})"
 

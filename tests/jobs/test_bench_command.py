@@ -96,6 +96,21 @@ def test_drops(admg_batch: Call, common: list[object], tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.timeout(400)
+def test_the_controller_explains_itself(
+    admg_batch: Call, common: list[object], tmp_path: Path
+) -> None:
+    file = tmp_path / "record.json"
+    options = ["--system", "auto", "--batch", 2, "--repeats", 1, "--explain", "--record", file]
+    result = admg_batch("bench", "engine", *common, *options)
+    assert result.exit_code == 0, result.stderr
+    (rounds,) = [r["rounds"] for r in json.loads(file.read_text())["repeats"] if "rounds" in r]
+    assert set(rounds) <= {"plain", "lookup", "self"} and sum(rounds.values()) >= 4
+    for choice, number in rounds.items():
+        assert f"{choice} {number}" in result.stdout
+    assert "target" in result.stdout and "lookup by 5 tokens is right" in result.stdout
+
+
 def test_what_the_model_cannot_do_is_refused(admg_batch: Call, common: list[object]) -> None:
     result = admg_batch("bench", "drops", *common, "--drop", 4)
     assert result.exit_code == 2

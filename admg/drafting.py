@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from admg.config import DraftConfig, EngineConfig
-from admg.controller import Choice, Controller
+from admg.controller import Choice, Controller, Explanation
 from admg.drafters.draft import Draft
 from admg.drafters.ngram import NgramDrafter, Proposal
 from admg.drafters.self_draft import SelfDrafter
@@ -48,7 +48,7 @@ class Drafting:
         cost: PassCost,
         own_cost: PassCost,
     ) -> None:
-        draft, keep_laws = config.draft, config.draft.verification == "token"
+        draft, keep_laws = config.draft, config.draft.by_rejection
         self._own: SelfDrafter | None = None
         self._ngram: NgramDrafter | None = None
         if draft.self_drafts:
@@ -87,6 +87,10 @@ class Drafting:
         """Tell how many tokens the round has committed in all."""
         if self._controller is not None:
             self._controller.note(committed)
+
+    def explain(self) -> Explanation | None:
+        """What the choices rest on, where there are any."""
+        return None if self._controller is None else self._controller.explain()
 
     def own_may_pay(self, most: int) -> bool:
         """Whether self-drafts of up to `most` tokens are worth preparing for; if not, none are.

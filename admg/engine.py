@@ -15,6 +15,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import replace
 
 from admg.config import DraftConfig, EngineConfig
+from admg.controller import Explanation
 from admg.drafters.confidence_exit import ConfidenceExit
 from admg.drafters.draft import Draft
 from admg.drafters.self_draft import SelfDrafter
@@ -111,6 +112,10 @@ class Engine:
             num_running=len(self._scheduler.running),
             num_waiting=self._scheduler.num_waiting,
         )
+
+    def explain(self) -> Explanation | None:
+        """What the drafter "auto" goes by, and what it has chosen; None for the others."""
+        return None if self._drafting is None else self._drafting.explain()
 
     def submit(self, request: Request) -> int:
         """Queue a sequence; its problems, if any, come back as an error completion.

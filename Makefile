@@ -12,6 +12,9 @@ DEMO := .demo
 DEMO_ROWS ?= 56
 DEMO_TOKENS ?= 64
 
+# Processes that run the tests, a file at a time each, one thread of arithmetic in each.
+TEST_WORKERS ?= 2
+
 .DEFAULT_GOAL := help
 .PHONY: help setup run test lint format docs bench test-gpu clean
 
@@ -33,7 +36,8 @@ run: setup ## Summarise Python's own documentation with the demo model (2 minute
 		--chat --max-tokens $(DEMO_TOKENS) --keep topic --drafter auto
 
 test: lint ## Lint, types, layers, documentation and every test without slow, gpu, cluster
-	$(BIN)/python -m pytest -m "not slow and not gpu and not cluster"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile \
+		-m "not slow and not gpu and not cluster"
 
 lint: setup ## Style, format, types (admg, pipeline) and layers
 	$(BIN)/ruff check $(PACKAGES)

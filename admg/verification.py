@@ -20,7 +20,7 @@ from admg.model import Transformer
 from admg.noise import ACCEPT, RESIDUAL, position_key, uniform
 from admg.sampling import LawRow, Sampler, finite_rows
 from admg.sequence import Sequence
-from admg.verify import accept_shared, accept_token, residual
+from admg.verify import accept_block, accept_shared, accept_token, residual
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +67,11 @@ def verify(
     ]
     logits = model.logits(hidden)
     counts = [len(d) + 1 for d in draft.tokens]
-    decide = _by_shared_noise if config.verification == "shared" else _by_rejection
-    accepted, following = decide(sampler, logits, rows, counts, draft)
+    if config.by_rejection:
+        by_block = config.verification == "block"
+        accepted, following = _by_rejection(sampler, logits, rows, counts, draft, by_block)
+    else:
+        accepted, following = _by_shared_noise(sampler, logits, rows, counts, draft)
     finite = [bool(good.all()) for good in torch.split(finite_rows(logits), counts)]
     verified = [n + 1 if good else 0 for n, good in zip(accepted, finite, strict=True)]
     observers.teach([segment.first for segment in batch.segments], verified)
@@ -89,7 +92,12 @@ def _by_shared_noise(
 
 
 def _by_rejection(
-    sampler: Sampler, logits: Tensor, rows: list[LawRow], counts: list[int], draft: Draft
+    sampler: Sampler,
+    logits: Tensor,
+    rows: list[LawRow],
+    counts: list[int],
+    draft: Draft,
+    by_block: bool,
 ) -> tuple[list[int], list[int]]:
     p = _by_sequence(sampler.laws(logits, rows), counts)  # [B, K+1, V]
     drafts, lengths = _padded(draft, logits.device)
@@ -106,10 +114,16 @@ def _by_rejection(
     for i, d in enumerate(draft.tokens):
         keys = [_accept_key(rows[starts[i] + j]) for j in range(len(d))]
         u[i, : len(d)] = uniform(keys)
-    accepted = accept_token(drafts, lengths, p[:, :longest], q[:, :longest], u.to(p.device))
+    u = u.to(p.device)
+    if by_block:
+        accepted, weights = accept_block(drafts, lengths, p, q[:, :longest], u)
+    else:
+        accepted = accept_token(drafts, lengths, p[:, :longest], q[:, :longest], u)
+        weights = torch.ones_like(accepted)
     where = accepted[:, None, None].expand(-1, 1, p.shape[-1])
     # Past a sequence's own draft q is 0, so the bonus token's law is p itself.
-    law = residual(p.gather(1, where)[:, 0], q.gather(1, where)[:, 0])
+    target = p.gather(1, where)[:, 0] * weights[:, None].to(p.dtype)
+    law = residual(target, q.gather(1, where)[:, 0])
     decisive = [rows[start + n] for start, n in zip(starts, accepted.tolist(), strict=True)]
     return accepted.tolist(), sampler.draw_from(law, decisive, RESIDUAL).tolist()
 

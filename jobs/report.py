@@ -7,7 +7,7 @@ one whose run died.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -152,15 +152,16 @@ def _spread(values: Mapping[str, float]) -> str:
     return f"  (rows: {values['p5']:.2f} / {values['p50']:.2f} / {values['p95']:.2f} at p5/50/95)"
 
 
-def _audit_words(audit: Mapping[str, int | float | None]) -> str:
-    """Rows, identical ones, and their true speedup beside the one that was estimated."""
-    words = f"{audit['rows']} rows decoded again plainly, {audit['identical']} identical"
-    if audit["true_speedup"] is None:
-        return words
-    words += f"; speedup of these rows {_number(audit['true_speedup'])}"
-    if audit["true_speedup_standard_error"] is not None:
-        words += f" ± {_number(audit['true_speedup_standard_error'])}"
-    return f"{words} (estimated {_number(audit['estimated_speedup'])})"
+def _audit_lines(audit: Mapping[str, int | float | None]) -> Iterator[tuple[str, str]]:
+    """Audited rows, and their true speedup beside the one that was estimated."""
+    if not audit.get("rows"):
+        return
+    yield "audit", f"{audit['rows']} rows decoded again plainly, {audit['identical']} identical"
+    if audit["true_speedup"] is not None:
+        error = _number(audit["true_speedup_standard_error"])
+        estimate = _number(audit["estimated_speedup"])
+        true = f"{_number(audit['true_speedup'])} ± {error} decoding, measured on these rows"
+        yield "true speedup", f"{true} (estimated: {estimate})"
 
 
 def summary_table(report: Report) -> Table:
@@ -185,8 +186,7 @@ def summary_table(report: Report) -> Table:
     lines.append(("draft acceptance rate", _number(report.draft_acceptance_rate)))
     both = f"{_number(report.speedup)} decoding, {_number(report.speedup_end_to_end)} end to end"
     lines.append(("speedup", both + _spread(report.speedup_percentiles)))
-    if report.audit.get("rows"):
-        lines.append(("audit", _audit_words(report.audit)))
+    lines += _audit_lines(report.audit)
     lines.append(("output", report.output))
     for name, value in lines:
         table.add_row(Text(name, style="bold"), Text(printable(value), overflow="fold"))

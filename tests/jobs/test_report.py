@@ -48,7 +48,9 @@ def output(tmp_path: Path) -> Path:
     schema = output_schema(given, "id", ["topic"])
     error = {"status": "error", "error_code": "prompt_too_long", "error_message": "too long"}
     nothing = dict.fromkeys(row(0).keys() - {"id", "topic", "row_key", "attempts"})
-    files = [[row(0, **(nothing | error))], [row(1), row(3, speedup=1.0, decode_seconds=3.0)]]
+    again = {"audited": True, "audit_identical": True, "audit_speedup": 2.5}
+    slow = {"speedup": 1.0, "decode_seconds": 3.0} | again | {"audit_identical": False}
+    files = [[row(0, **(nothing | error))], [row(1, **again), row(3, **slow)]]
     for number, rows in enumerate(files):
         pq.write_table(pa.Table.from_pylist(rows, schema), folder / f"part-x-{number}.parquet")
     return folder
@@ -66,6 +68,10 @@ def test_the_numbers_are_of_sums_not_of_rows(output: Path) -> None:
     assert report.errors_by_code == {"prompt_too_long": 1}
     assert report.finish_reasons == {"stop": 2}
     assert report.speedup_percentiles["p50"] == pytest.approx(1.5)
+    assert report.audit == {
+        **{"rows": 2, "identical": 1, "estimated_speedup": pytest.approx(1.25)},
+        **{"true_speedup": 2.5, "true_speedup_standard_error": 0.0},
+    }
     assert report.sample["id"] == "row-1"
     assert rows_committed(str(output)) == 3
 
@@ -76,6 +82,7 @@ def test_the_table_and_the_sample_are_readable(admg_batch: Call, output: Path) -
     for part in (
         *("2 ok, 1 error, not complete yet", "1 prompt_too_long", "20 in prompts, 16 in"),
         *("4.00 tokens per target pass", "1.25 decoding", str(output)[-20:]),
+        *("(estimated: 1.25)", "2 rows decoded again plainly, 1 identical", "2.50 ± 0.00 decoding"),
         *("id: row-1", "topic: T", "text 1", "2 attention layers dropped"),
     ):
         assert part in result.output

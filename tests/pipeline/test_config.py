@@ -33,6 +33,8 @@ IDENTITY = {"weights": "w"}
         ({"gpus_per_actor": -1}, "gpus_per_actor"),
         ({"dtype": "int8"}, "dtype"),
         ({"rows_per_block": 0}, "rows_per_block"),
+        ({"audit": 1.5}, "audit"),
+        ({"audit": float("nan")}, "audit"),
     ],
 )
 def test_run_config_names_the_field(change: dict[str, Any], name: str) -> None:
@@ -68,6 +70,7 @@ SPEED_ONLY = [
     {"output": "elsewhere"},
     {"input": ("other",)},
     {"model": "moved"},
+    {"audit": 0.5},
     {"engine": EngineConfig(max_num_seqs=3, prefill_tokens=64)},
     {"engine": EngineConfig(draft=DraftConfig(drafter="none"))},
     {"engine": EngineConfig(draft=DraftConfig(draft_tokens=9, drop=DropRule(count=3)))},

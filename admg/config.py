@@ -137,7 +137,8 @@ class DraftConfig:
     which a token weighs `hole_filling_decay` of the one after it. `remake_after` (None: off) is
     the number of verified tokens after which the layers to drop are chosen anew, by them.
     `draft_weights` "int8" and "int4" draft with a smaller form of the model's matrices, held beside
-    them.
+    them. `lookup_store_tokens` of finished sequences are kept for others to copy from (0: each
+    sequence looks up in itself alone, so that statistics too depend on nothing else).
 
     Raises:
         ValueError: a value outside its range, by name.
@@ -154,6 +155,7 @@ class DraftConfig:
     hole_filling_decay: float = 0.9
     remake_after: int | None = None
     draft_weights: DraftWeights = "full"
+    lookup_store_tokens: int = 65_536
 
     def __post_init__(self) -> None:
         _refuse(
@@ -193,6 +195,12 @@ class DraftConfig:
         )
         if self.remake_after is not None:
             _refuse(self.remake_after < 1, "remake_after", self.remake_after, "at least 1")
+        _refuse(
+            self.lookup_store_tokens != 0 and not 64 <= self.lookup_store_tokens <= 2**24,
+            "lookup_store_tokens",
+            self.lookup_store_tokens,
+            "0 (off) or 64 to 16777216",
+        )
         _refuse(
             self.draft_weights not in get_args(DraftWeights),
             "draft_weights",

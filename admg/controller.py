@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 
 from admg.acceptance import Acceptance, Chance, judged
 from admg.drafters.ngram import Proposal
-from admg.drafters.ngram_index import copy_from
 from admg.pass_cost import PassCost
 from admg.sequence import Sequence
 
@@ -23,12 +22,15 @@ NONE = Chance(0.0, 0.0)
 LOOKUP_LIMITS = (1, 2, 3, 4, 6, 8, 12)
 # A draft must promise this much more than plain decoding: the model of the costs is only a model.
 MARGIN = 1.03
-# Before anything is known, by the length of the matched suffix.
+# Before anything is known, by (found in the store, length of the matched suffix).
 LOOKUP_PRIOR = {
-    5: Chance(0.7, 0.8),
-    4: Chance(0.5, 0.7),
-    3: Chance(0.4, 0.7),
-    2: Chance(0.3, 0.6),
+    (False, 5): Chance(0.7, 0.8),
+    (False, 4): Chance(0.5, 0.7),
+    (False, 3): Chance(0.4, 0.7),
+    (False, 2): Chance(0.3, 0.6),
+    (True, 5): Chance(0.6, 0.8),
+    (True, 4): Chance(0.4, 0.7),
+    (True, 3): Chance(0.2, 0.6),
 }
 SELF_PRIOR = Chance(0.75, 0.75)
 # Where a self-draft would not pay even with this acceptance, nothing is prepared for it.
@@ -66,13 +68,13 @@ class Explanation:
     """What a controller goes by.
 
     `rounds` by choice; `costs` by kind of pass, (sequences, context, tokens, seconds) for each
-    point that was timed; `lookup` the acceptance by the length of the matched suffix; `trust` how
+    point that was timed; `lookup` the acceptance by what was matched; `trust` how
     many of the tokens expected of drafts have come of late.
     """
 
     rounds: dict[str, int]
     costs: dict[str, list[tuple[int, int, int, float]]]
-    lookup: dict[int, Chance]
+    lookup: dict[str, Chance]
     trust: dict[str, float]
 
 
@@ -87,8 +89,8 @@ class Controller:
 
     target: PassCost
     own: PassCost | None
-    lookup: dict[int, Acceptance] = field(
-        default_factory=lambda: {n: Acceptance() for n in LOOKUP_PRIOR}
+    lookup: dict[tuple[bool, int], Acceptance] = field(
+        default_factory=lambda: {kind: Acceptance() for kind in LOOKUP_PRIOR}
     )
     rounds: dict[str, int] = field(default_factory=dict)
     trust: dict[str, float] = field(default_factory=lambda: {"lookup": 1.0, "self": 1.0})
@@ -188,8 +190,8 @@ class Controller:
         """
         if proposal is not None and committed:
             before = s.tokens[: len(s.tokens) - len(committed)]
-            seen = judged(copy_from(before, proposal.at, len(committed)), committed)
-            self.lookup[proposal.matched].see(*seen)
+            seen = judged(proposal.copy(before, len(committed)), committed)
+            self.lookup[proposal.kind].see(*seen)
             s.lookup_acceptance.see(*seen)
         if own[1]:
             s.own_acceptance.see(*own)
@@ -200,12 +202,17 @@ class Controller:
         return Explanation(
             dict(self.rounds),
             {name: cost.table() for name, cost in costs.items() if cost is not None},
-            {n: seen.chance(LOOKUP_PRIOR[n]) for n, seen in self.lookup.items()},
+            {
+                f"{matched} tokens{' of another row' if stored else ''}": seen.chance(prior)
+                for ((stored, matched), seen), prior in zip(
+                    self.lookup.items(), LOOKUP_PRIOR.values(), strict=True
+                )
+            },
             dict(self.trust),
         )
 
     def _lookup_chance(self, s: Sequence, proposal: Proposal) -> Chance:
-        shared = self.lookup[proposal.matched].chance(LOOKUP_PRIOR[proposal.matched])
+        shared = self.lookup[proposal.kind].chance(LOOKUP_PRIOR[proposal.kind])
         return s.lookup_acceptance.chance(shared)
 
     def _seconds(self, count: int, context: float, lengths: list[int]) -> float:

@@ -54,7 +54,7 @@ class Drafting:
         if draft.self_drafts:
             self._own = SelfDrafter(_own_model(model, draft), arena, sampler, keep_laws)
         if draft.drafter in ("ngram", "auto"):
-            self._ngram = NgramDrafter(keep_laws)
+            self._ngram = NgramDrafter(keep_laws, draft.lookup_store_tokens)
         self._controller: Controller | None = None
         if draft.drafter == "auto":
             self._controller = Controller(cost, own_cost)
@@ -82,6 +82,11 @@ class Drafting:
         own = drafted.draft.drafted(i, SelfDrafter.source)
         seen = (accepted, min(accepted + 1, own)) if own else (0, 0)
         self._controller.learn(s, drafted.proposals[i], committed, seen)
+
+    def finish(self, s: Sequence) -> None:
+        """Tell that a sequence has ended well."""
+        if self._ngram is not None:
+            self._ngram.keep(s)
 
     def end_round(self, committed: int) -> None:
         """Tell how many tokens the round has committed in all."""

@@ -59,6 +59,7 @@ class DraftTable(_Table):
     hole_filling: bool | None = None
     remake_after: int | None = None
     draft_weights: DraftWeights | None = None
+    lookup_store_tokens: int | None = None
     audit: float | None = None
 
 

@@ -239,6 +239,13 @@ _draft = [
     ),
     option(
         DRAFT,
+        "--lookup-store-tokens",
+        type=int,
+        help="Tokens of finished rows that an actor's lookup copies from; 0 is off.",
+        default=_DRAFT.lookup_store_tokens,
+    ),
+    option(
+        DRAFT,
         "--verification",
         type=click.Choice(get_args(Verification)),
         help="Shared noise (plain decoding's text), or rejection by token or block (its law only).",

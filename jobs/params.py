@@ -146,7 +146,7 @@ def _draft(values: _Values) -> DraftConfig:
         keys = {k: rule[k] for k in levels} | {"drop_mlps": "mlps"}
         drop["drop"] = values.build(DropRule, keys, **level)
     keys = _same("drafter", "draft_tokens", "exit_threshold", "similarity", "verification")
-    keys |= _same("hole_filling", "remake_after", "draft_weights")
+    keys |= _same("hole_filling", "remake_after", "draft_weights", "lookup_store_tokens")
     return values.build(DraftConfig, keys, **drop)
 
 

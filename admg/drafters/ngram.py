@@ -1,8 +1,8 @@
-"""Lookup drafts: what followed the last tokens the last time that they stood in this sequence.
+"""Lookup drafts: what followed the last tokens the last time that they stood somewhere.
 
-Prompt lookup over the prompt and the sequence's own output (Saxena 2023; vLLM's and transformers'
-"ngram" / "prompt lookup" drafts). Costs no pass through a model. A draft of this kind is certain
-of each token: under verification by rejection its law is a point mass.
+First in this sequence, prompt and output (Saxena 2023; vLLM's and transformers' "ngram" / "prompt
+lookup" drafts), else in what earlier ones said. Costs no pass through a model. A draft of this kind
+is certain of each token: under verification by rejection its law is a point mass.
 """
 
 from __future__ import annotations
@@ -11,30 +11,60 @@ from dataclasses import dataclass
 
 from admg.drafters.draft import Draft
 from admg.drafters.ngram_index import copy_from
+from admg.drafters.ngram_store import Found, NgramStore
 from admg.sequence import Sequence
 
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """A place to copy from, and the length of the suffix that led there."""
+    """A place to copy from, and the length of the suffix that led there.
+
+    The place is in the sequence itself, unless `stored`, which is in the store then.
+    """
 
     at: int
     matched: int
+    stored: Found | None = None
+
+    @property
+    def kind(self) -> tuple[bool, int]:
+        """What its acceptance is learned by."""
+        return self.stored is not None, self.matched
+
+    def copy(self, tokens: list[int], count: int) -> list[int]:
+        """Up to `count` tokens; `tokens` are the sequence's when the proposal was made."""
+        if self.stored is not None:
+            return self.stored.copy(count)
+        return copy_from(tokens, self.at, count)
 
 
 class NgramDrafter:
-    """Looks every sequence up in itself."""
+    """Looks every sequence up in itself and in what others have said.
+
+    Args:
+        keep_laws: whether verification wants the law of each draft token.
+        store_tokens: how much of finished sequences to keep; 0 nothing.
+    """
 
     source = "ngram"
 
-    def __init__(self, keep_laws: bool) -> None:
+    def __init__(self, keep_laws: bool, store_tokens: int) -> None:
         self._keep_laws = keep_laws
+        self._store = NgramStore(store_tokens) if store_tokens else None
 
     def propose(self, s: Sequence) -> Proposal | None:
-        """Where the sequence may be copied from next."""
+        """Where the sequence may be copied from next: the longest match, its own if equal."""
         s.ngrams.extend(s.tokens)
         found = s.ngrams.match(s.tokens)
+        other = None if self._store is None else self._store.match(s.tokens)
+        if other is not None and (found is None or found[1] < other.matched):
+            return Proposal(other.at, other.matched, other)
         return None if found is None else Proposal(*found)
+
+    def keep(self, s: Sequence) -> None:
+        """Take a finished sequence into the store."""
+        if self._store is not None:
+            self._store.add(s.request.prompt_token_ids, s.completion)
 
     def draft(
         self,
@@ -47,7 +77,7 @@ class NgramDrafter:
         for i, (s, proposal) in enumerate(zip(sequences, proposals, strict=True)):
             if proposal is None or limits[i] < 1:
                 continue
-            tokens = copy_from(s.tokens, proposal.at, limits[i])
+            tokens = proposal.copy(s.tokens, limits[i])
             stop = next((j for j, t in enumerate(tokens) if t in s.stops), len(tokens))
             tokens = tokens[: stop + 1]
             draft.add(i, tokens, self.source)

@@ -75,7 +75,7 @@ _DRAFT: dict[str, Callable[[str], Any]] = {
     "remake": int,
     "weights": str,
 }
-_LOOKUP: dict[str, Callable[[str], Any]] = {"tokens": int, "verification": str}
+_LOOKUP: dict[str, Callable[[str], Any]] = {"tokens": int, "verification": str, "store": int}
 _OURS = "jobs.bench.ours:Ours"
 _PEER = "jobs.bench.transformers_peer"
 
@@ -83,7 +83,7 @@ KINDS: dict[str, Kind] = {
     PLAIN: Kind(_OURS, "this engine without drafting; always there, as the baseline"),
     "admg": Kind(_OURS, "this engine drafting with dropped attention layers", _DROP | _DRAFT),
     "ngram": Kind(_OURS, "this engine looking its last tokens up in the sequence", _LOOKUP),
-    "auto": Kind(_OURS, "this engine choosing the draft of every round", _DROP | _DRAFT),
+    "auto": Kind(_OURS, "this engine choosing every round's draft", _DROP | _DRAFT | _LOOKUP),
     "transformers": Kind(f"{_PEER}:Padded", "generate() on padded batches", {"order": _order}),
     "transformers-continuous": Kind(f"{_PEER}:Continuous", "generate_batch()"),
     "transformers-lookup": Kind(
@@ -133,11 +133,18 @@ def draft_config(system: System) -> DraftConfig:
     if system.kind not in get_args(Drafter):
         return DraftConfig(drafter="none")
     names = {"drop": "count", "tokens": "draft_tokens", "exit": "exit_threshold"}
-    names |= {"fill": "hole_filling", "remake": "remake_after", "weights": "draft_weights"}
+    names |= {
+        "fill": "hole_filling",
+        "remake": "remake_after",
+        "weights": "draft_weights",
+        "store": "lookup_store_tokens",
+    }
     fields = {names.get(key, key): value for key, value in system.options.items()}
     level = {key: fields.pop(key) for key in ("count", "quantile", "threshold") if key in fields}
     if level:
         fields["drop"] = DropRule(**level)
+    # A run repeats its prompts: what it said the last time would make every lookup right.
+    fields.setdefault("lookup_store_tokens", 0)
     return DraftConfig(drafter=system.kind, **fields)
 
 

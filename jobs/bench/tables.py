@@ -136,7 +136,7 @@ def explanations(report: Report) -> list[Table]:
         table.add_section()
         for matched, chance in found["lookup"].items():
             shares = f"{chance['first']:.2f}, then {chance['later']:.2f}"
-            table.add_row(f"lookup by {matched} tokens is right", "", "", shares)
+            table.add_row(f"lookup by {matched} is right", "", "", shares)
         tables.append(table)
     return tables
 

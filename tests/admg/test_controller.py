@@ -104,7 +104,7 @@ def test_what_would_have_been_right_is_learned_without_drafting() -> None:
     s = sequence()
     s.tokens += [1, 2]  # lookup at 0 would have said 1, 2, 3
     controller.learn(s, Proposal(0, 2), [1, 2], (0, 0))
-    estimate = controller.lookup[2]
+    estimate = controller.lookup[False, 2]
     assert (estimate.first.accepted, estimate.first.judged) == (1, 1)
     assert (estimate.later.accepted, estimate.later.judged) == (1, 1)
     s.tokens += [9]

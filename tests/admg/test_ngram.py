@@ -90,6 +90,6 @@ def test_drafts_end_with_a_stop_token(model: Transformer) -> None:
     engine.submit(request[0])
     engine._scheduler.admit()
     (s,) = engine._scheduler.running
-    drafter, drafted = NgramDrafter(False), Draft.empty(1)
+    drafter, drafted = NgramDrafter(False, 0), Draft.empty(1)
     drafter.draft([s], [drafter.propose(s)], [6], drafted)
     assert drafted.tokens == [[7, 8]] and drafted.sources == [[("ngram", 2)]]

@@ -1,9 +1,13 @@
 """The audit: a sample of rows is decoded again, plainly, to compare tokens and times.
 
-What is sampled is a group of rows of one block, as many as the engine decodes together. The group
-has the engine for itself, twice: as every row is decoded, and right after that with drafting
-forbidden. So both times are those of the same rows in an equally full batch, moments apart, and
-no block waits for another one's rows. The noise of both is the same: its key is the row's.
+What is sampled is a group of rows of one block. The group has the engine for itself, twice: as every
+row is decoded, and right after that with drafting forbidden. So both times are those of the same
+rows in an equally full batch, moments apart, and no block waits for another one's rows. The noise
+of both is the same: its key is the row's.
+
+A group of several batches, where the block has as many, keeps the batch full but for its end.
+There rows that end late, for their drafts fail, have it half empty, which makes their rounds
+cheaper than they are in a run; plain decoding, in which rows go at one pace, has no such end.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from dataclasses import dataclass, replace
 from admg.request import Completion
 from pipeline.config import RunConfig
 
+_BATCHES = 4
 _BYTES = 6  # a float holds as many exactly, so that no chance rounds to 1
 
 
@@ -32,7 +37,7 @@ class Audit:
     @classmethod
     def of(cls, config: RunConfig) -> Audit:
         """That of a run."""
-        return cls(config.audit, config.engine.max_num_seqs)
+        return cls(config.audit, _BATCHES * config.engine.max_num_seqs)
 
     def groups(self, keys: Sequence[str], fit: Collection[int]) -> list[list[int]]:
         """The places of the rows to audit in a block of rows with these keys, group by group.

@@ -1,9 +1,9 @@
 """The audit: a sample of rows is decoded again, plainly, to compare tokens and times.
 
-What is sampled is a group of rows of one block. The group has the engine for itself, twice: as every
-row is decoded, and right after that with drafting forbidden. So both times are those of the same
-rows in an equally full batch, moments apart, and no block waits for another one's rows. The noise
-of both is the same: its key is the row's.
+What is sampled is a group of rows of one block. The group has the engine for itself, twice: as
+every row is decoded, and right after that with drafting forbidden. So both times are those of the
+same rows in an equally full batch, moments apart, and no block waits for another one's rows. The
+noise of both is the same: its key is the row's.
 
 A group of several batches, where the block has as many, keeps the batch full but for its end.
 There rows that end late, for their drafts fail, have it half empty, which makes their rounds

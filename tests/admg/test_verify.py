@@ -7,81 +7,9 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from admg.verify import accept_shared, accept_token, residual
-
-FAMILIES = ["random", "equal", "near", "disjoint", "zeros", "one-hot p", "one-hot q", "one-hot"]
-
-
-def pair(family: str, vocab: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A target law and a draft law [V] in fp64."""
-    p, q = generator.dirichlet(np.ones(vocab), size=2)
-    half = generator.permutation(vocab) < max(vocab // 2, 1)
-    if family == "equal":
-        q = p.copy()
-    elif family == "near":
-        q = p * (1 + 1e-9 * generator.standard_normal(vocab))
-    elif family == "disjoint":
-        p, q = p * half, q * ~half
-    elif family == "zeros":
-        p = p * (generator.permutation(vocab) < max(vocab - 2, 1))
-        q = q * (generator.permutation(vocab) < max(vocab - 2, 1))
-    if family in ("one-hot p", "one-hot"):
-        p = np.eye(vocab)[generator.integers(vocab)]
-    if family in ("one-hot q", "one-hot"):
-        q = np.eye(vocab)[generator.integers(vocab)]
-    return p / p.sum(), q / q.sum()
-
-
-def markov(family: str, vocab: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Target and draft laws [V + 1, V] after each token; the last row is that of the start."""
-    generator = np.random.default_rng([seed, vocab, len(family)])
-    names = FAMILIES if family == "mixed" else [family]
-    pairs = [pair(names[i % len(names)], vocab, generator) for i in range(vocab + 1)]
-    p, q = (torch.tensor(np.array(laws)) for laws in zip(*pairs, strict=True))
-    return p, q
-
-
-def chain(law: Tensor, length: int) -> Tensor:
-    """The joint law [V ** length] of the first tokens of a Markov chain."""
-    vocab = law.shape[1]
-    joint = law[-1]
-    for _ in range(length - 1):
-        joint = (joint.view(-1, vocab)[:, :, None] * law[:vocab]).view(-1)
-    return joint
-
-
-def enumerate_token_verification(p: Tensor, q: Tensor, drafted: int) -> Tensor:
-    """The exact joint law [V ** (K + 1)] of what one round and plain decoding after it give.
-
-    For a draft x each u_i is uniform, so [0, 1) splits at p(x_i) / q(x_i) into two cells in which
-    the verdict cannot change; the verdict is asked in the middle of each and weighs its width.
-    """
-    vocab = p.shape[1]
-    drafts = torch.cartesian_prod(*[torch.arange(vocab)] * drafted).view(-1, drafted)
-    weight = chain(q, drafted)
-    drafts, weight = drafts[weight > 0], weight[weight > 0]
-    starts = torch.full((len(drafts), 1), vocab)
-    contexts = torch.cat([starts, drafts], dim=1)  # [B, K + 1]
-    split = (p[contexts[:, :-1]] / q[contexts[:, :-1]]).gather(2, drafts[..., None])[..., 0]
-    split = split.clamp(max=1)
-    out = torch.zeros([vocab] * (drafted + 1), dtype=torch.float64)
-    for cells in itertools.product([True, False], repeat=drafted):
-        low = torch.tensor(cells)
-        u = torch.where(low, split / 2, (1 + split) / 2)
-        mass = weight * torch.where(low, split, 1 - split).prod(dim=1)
-        live = mass > 0
-        args = drafts[live], torch.full((int(live.sum()),), drafted)
-        accepted = accept_token(*args, p[contexts[live, :-1]], q[contexts[live, :-1]], u[live])
-        for row, n, m in zip(drafts[live].tolist(), accepted.tolist(), mass[live], strict=True):
-            context = row[n - 1] if n else vocab
-            q_next = q[context] if n < drafted else torch.zeros_like(p[0])
-            law = residual(p[None, context], q_next[None])[0]
-            for _ in range(drafted - n):  # plain decoding goes on from there
-                law = law[..., None] * p[:vocab]
-            out[tuple(row[:n])] += m * law
-    return out.view(-1)
+from tests.admg.enumeration import FAMILIES, ByToken, chain, enumerate_round, markov, pair
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -89,7 +17,7 @@ def enumerate_token_verification(p: Tensor, q: Tensor, drafted: int) -> Tensor:
 def test_one_draft_token_leaves_the_target_law(family: str, vocab: int) -> None:
     for seed in range(6):
         p, q = markov(family, vocab, seed)
-        error = (enumerate_token_verification(p, q, 1) - chain(p, 2)).abs().sum()
+        error = (enumerate_round(ByToken(), p, q, 1).law - chain(p, 2)).abs().sum()
         assert error < 1e-12
 
 
@@ -99,8 +27,8 @@ def test_one_draft_token_leaves_the_target_law(family: str, vocab: int) -> None:
 )
 def test_several_draft_tokens_leave_the_joint_law(family: str, vocab: int, drafted: int) -> None:
     p, q = markov(family, vocab, seed=0)
-    error = (enumerate_token_verification(p, q, drafted) - chain(p, drafted + 1)).abs().sum()
-    assert error < 1e-12
+    law = enumerate_round(ByToken(), p, q, drafted).law
+    assert (law - chain(p, drafted + 1)).abs().sum() < 1e-12
 
 
 def test_the_enumeration_sees_a_wrong_draft_law() -> None:
@@ -148,7 +76,7 @@ def test_acceptance_is_strict() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_single_precision_laws_are_exact_up_to_rounding(family: str) -> None:
     p, q = markov(family, 4, seed=2)
-    out = enumerate_token_verification(p.float(), q.float(), 2)
+    out = enumerate_round(ByToken(), p.float(), q.float(), 2).law
     assert (out - chain(p, 3)).abs().sum() < 1e-5
 
 

@@ -6,37 +6,19 @@ given comes from the job file, then from the configuration classes.
 
 from __future__ import annotations
 
-from typing import get_args
-
 import click
 
-from admg.config import (
-    DraftConfig,
-    Drafter,
-    DraftWeights,
-    EngineConfig,
-    SamplingParams,
-    Verification,
-)
-from jobs.option_kinds import (
-    ExampleCommand,
-    ExampleGroup,
-    apply,
-    layers,
-    listing,
-    names,
-    option,
-    switch,
-)
+from admg.config import EngineConfig, SamplingParams
+from jobs.draft_options import draft_options
+from jobs.option_kinds import ExampleCommand, ExampleGroup, apply, listing, names, option, switch
 from pipeline.config import PromptConfig, RunConfig
 
 __all__ = ["ExampleCommand", "ExampleGroup", "run_options"]
 
-_LAW, _DRAFT, _ENGINE = SamplingParams(), DraftConfig(), EngineConfig()
+_LAW, _ENGINE = SamplingParams(), EngineConfig()
 _PROMPT, _RUN = PromptConfig(), RunConfig(input=("-",), output="-", model="-")
 
 DATA, PROMPT, LAW = "Input and output", "Prompts", "Sampling and stopping"
-DRAFT = "Drafting (for speed; the text stays the same unless --verification token or block)"
 ENGINE = "Engine and cluster"
 
 _data = [
@@ -168,99 +150,6 @@ _law = [
     ),
 ]
 
-_draft = [
-    option(
-        DRAFT,
-        "--drafter",
-        type=click.Choice(get_args(Drafter)),
-        help="Self-speculation, lookup in the text, what pays (auto), or plain decoding.",
-        default=_DRAFT.drafter,
-    ),
-    option(DRAFT, "--draft-tokens", type=int, help="Longest draft.", default=_DRAFT.draft_tokens),
-    option(DRAFT, "--drop-layers", type=int, help="Drop this many attention layers."),
-    option(
-        DRAFT,
-        "--similarity-threshold",
-        type=float,
-        help="Drop attention layers whose similarity is this or above.",
-    ),
-    option(
-        DRAFT,
-        "--drop-quantile",
-        type=float,
-        help="Drop this share of the attention layers.",
-        default=_DRAFT.drop.quantile,
-    ),
-    option(
-        DRAFT,
-        "--drop-attention",
-        metavar="LAYERS",
-        callback=layers,
-        help="Drop these attention layers, whatever the prompt, as 8,9,12.",
-    ),
-    option(
-        DRAFT,
-        "--drop-mlps",
-        metavar="LAYERS",
-        callback=layers,
-        help="Drop the MLPs of these layers as well.  [default: none]",
-    ),
-    option(
-        DRAFT,
-        "--exit-threshold",
-        type=float,
-        help="End a draft below this confidence; adapts by itself.  [default: off]",
-    ),
-    option(
-        DRAFT,
-        "--similarity",
-        type=click.Choice(["mean", "last", "decay"]),
-        help="How the prompt's tokens count in a layer's similarity.",
-        default=_DRAFT.similarity,
-    ),
-    option(
-        DRAFT,
-        "--hole-filling/--no-hole-filling",
-        help="Put the running mean of a dropped layer's output in its place.",
-        default="on" if _DRAFT.hole_filling else "off",
-    ),
-    option(
-        DRAFT,
-        "--remake-after",
-        type=int,
-        help="Choose the layers to drop anew after this many verified tokens.  [default: never]",
-    ),
-    option(
-        DRAFT,
-        "--draft-weights",
-        type=click.Choice(get_args(DraftWeights)),
-        help="Draft with the model's matrices in 8 or 4 bits (CPU): pays in small batches.",
-        default=_DRAFT.draft_weights,
-    ),
-    option(
-        DRAFT,
-        "--lookup-store-tokens",
-        type=int,
-        help="Tokens of finished rows that an actor's lookup copies from; 0 is off.",
-        default=_DRAFT.lookup_store_tokens,
-    ),
-    option(
-        DRAFT,
-        "--verification",
-        type=click.Choice(get_args(Verification)),
-        help="Shared noise (plain decoding's text), or rejection by token or block (its law only).",
-        default=_DRAFT.verification,
-    ),
-    option(
-        DRAFT,
-        "--audit",
-        metavar="SHARE",
-        type=float,
-        help="Decode this share of the rows again plainly, to compare texts and times.",
-        default=f"{_RUN.audit:g}",
-    ),
-]
-
 _engine = [
     option(
         ENGINE,
@@ -330,4 +219,4 @@ _engine = [
     ),
 ]
 
-run_options = apply([*_data, *_prompt, *_law, *_draft, *_engine])
+run_options = apply([*_data, *_prompt, *_law, *draft_options, *_engine])

@@ -1,0 +1,108 @@
+"""The options of `admg-batch run` that say how drafts are made, verified and audited."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import click
+
+from admg.config import DraftConfig, Drafter, DraftWeights, Verification
+from jobs.option_kinds import layers, option
+
+DRAFT = "Drafting (for speed; the text stays the same unless --verification token or block)"
+_DEFAULTS = DraftConfig()
+
+draft_options = [
+    option(
+        DRAFT,
+        "--drafter",
+        type=click.Choice(get_args(Drafter)),
+        help="Self-speculation, lookup in the text, what pays (auto), or plain decoding.",
+        default=_DEFAULTS.drafter,
+    ),
+    option(
+        DRAFT, "--draft-tokens", type=int, help="Longest draft.", default=_DEFAULTS.draft_tokens
+    ),
+    option(DRAFT, "--drop-layers", type=int, help="Drop this many attention layers."),
+    option(
+        DRAFT,
+        "--similarity-threshold",
+        type=float,
+        help="Drop attention layers whose similarity is this or above.",
+    ),
+    option(
+        DRAFT,
+        "--drop-quantile",
+        type=float,
+        help="Drop this share of the attention layers.",
+        default=_DEFAULTS.drop.quantile,
+    ),
+    option(
+        DRAFT,
+        "--drop-attention",
+        metavar="LAYERS",
+        callback=layers,
+        help="Drop these attention layers, whatever the prompt, as 8,9,12.",
+    ),
+    option(
+        DRAFT,
+        "--drop-mlps",
+        metavar="LAYERS",
+        callback=layers,
+        help="Drop the MLPs of these layers as well.  [default: none]",
+    ),
+    option(
+        DRAFT,
+        "--exit-threshold",
+        type=float,
+        help="End a draft below this confidence; adapts by itself.  [default: off]",
+    ),
+    option(
+        DRAFT,
+        "--similarity",
+        type=click.Choice(["mean", "last", "decay"]),
+        help="How the prompt's tokens count in a layer's similarity.",
+        default=_DEFAULTS.similarity,
+    ),
+    option(
+        DRAFT,
+        "--hole-filling/--no-hole-filling",
+        help="Put the running mean of a dropped layer's output in its place.",
+        default="on" if _DEFAULTS.hole_filling else "off",
+    ),
+    option(
+        DRAFT,
+        "--remake-after",
+        type=int,
+        help="Choose the layers to drop anew after this many verified tokens.  [default: never]",
+    ),
+    option(
+        DRAFT,
+        "--draft-weights",
+        type=click.Choice(get_args(DraftWeights)),
+        help="Draft with the model's matrices in 8 or 4 bits (CPU): pays in small batches.",
+        default=_DEFAULTS.draft_weights,
+    ),
+    option(
+        DRAFT,
+        "--lookup-store-tokens",
+        type=int,
+        help="Tokens of finished rows that an actor's lookup copies from; 0 is off.",
+        default=_DEFAULTS.lookup_store_tokens,
+    ),
+    option(
+        DRAFT,
+        "--verification",
+        type=click.Choice(get_args(Verification)),
+        help="Shared noise (plain decoding's text), or rejection by token or block (its law only).",
+        default=_DEFAULTS.verification,
+    ),
+    option(
+        DRAFT,
+        "--audit",
+        metavar="SHARE",
+        type=float,
+        help="Decode this share of the rows again plainly, to compare texts and times.",
+        default="0",
+    ),
+]

@@ -245,7 +245,7 @@ class Engine:
             message = "the model's output is not finite (NaN or infinity) for this prompt"
             code = "model_output_invalid"
             return Completion.failed(s.handle, s.request.key, stats, code, message)
-        if self._drafting is not None:
+        if self._drafting is not None and s.request.draft:
             self._drafting.finish(s)
         text = final_text(s, self._detokenize) if self._detokenize is not None else None
         return Completion(s.handle, s.request.key, s.completion, reason, stats, text=text)

@@ -147,6 +147,9 @@ def test_requests_that_forbid_drafting(model, requests, reference, drafter) -> N
     assert_same_rows(model, requests, done, reference)
     assert all(c.stats.acceptance_histogram == [c.stats.num_spec_steps] for c in done.values())
     assert all(c.stats.dropped_attention_layers == [] for c in done.values())
+    # Nor does anybody draft from what they say: it has been said before.
+    ngram = engine._drafting._ngram
+    assert ngram is None or len(ngram._store) == 0
     mixed = [replace(r, draft=i % 2 == 0) for i, r in enumerate(requests)]
     done = {c.key: c for c in engine.generate(mixed)}
     assert_same_rows(model, requests, done, reference)

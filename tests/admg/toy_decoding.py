@@ -26,9 +26,10 @@ def bases() -> np.ndarray:
     return np.array([noise.stream(11, f"row {i}") for i in range(ROWS)], dtype=np.uint64)
 
 
-def position_keys(base: np.ndarray, position: np.ndarray, purpose: int) -> Tensor:
+def position_keys(base: np.ndarray, position: np.ndarray, purpose: int, salt: int = 0) -> Tensor:
     """`noise.position_key` for many rows at once."""
-    counter = position.astype(np.uint64) * np.uint64(4) + np.uint64(purpose + 1)
+    counter = (position.astype(np.uint64) + np.uint64(salt << 32)) * np.uint64(4)
+    counter += np.uint64(purpose + 1)
     z = base + np.uint64(0x9E3779B97F4A7C15) * counter
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -149,10 +150,10 @@ class Decoding:
             return accepted, targets[everyone, accepted]
         u = [self.uniform(rows, at, j) for j in range(self.longest)]
         q = self.verified_laws(q)
-        accepted = self.accept_token(drafts, lengths, p[:, :-1], q, torch.stack(u, dim=1))
+        accepted, weights = self.accept(drafts, lengths, p, q, torch.stack(u, dim=1))
         q = torch.cat([q, torch.zeros_like(q[:, :1])], dim=1)[everyone, accepted]
         q = q.where((accepted < lengths)[:, None], torch.zeros_like(q))
-        law = self.following_law(p[everyone, accepted], q)
+        law = self.following_law(p[everyone, accepted] * weights[:, None], q)
         keys = self.keys(rows, at, accepted, noise.RESIDUAL)
         return accepted, noise.race(law, noise.exponential(keys, self.hashes))
 
@@ -162,7 +163,10 @@ class Decoding:
     def keys(
         self, rows: Tensor, at: Tensor, j: int | Tensor, purpose: int = noise.TARGET
     ) -> Tensor:
-        return position_keys(bases()[rows.numpy()], (at + j).numpy(), purpose)
+        return position_keys(bases()[rows.numpy()], (at + j).numpy(), purpose, self.salt())
+
+    def salt(self) -> int:
+        return 0
 
     def lengths(self, rows: Tensor, drafts: Tensor, q: Tensor) -> Tensor:
         return (rows * 7 + self.round * 3) % (self.longest + 1)
@@ -182,6 +186,11 @@ class Decoding:
     def uniform(self, rows: Tensor, at: Tensor, j: int) -> Tensor:
         return noise.uniform(self.keys(rows, at, j, noise.ACCEPT).tolist())
 
+    def accept(
+        self, drafts: Tensor, lengths: Tensor, p: Tensor, q: Tensor, u: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return self.accept_token(drafts, lengths, p[:, :-1], q, u), torch.ones(len(p))
+
     def accept_token(
         self, drafts: Tensor, lengths: Tensor, p: Tensor, q: Tensor, u: Tensor
     ) -> Tensor:
@@ -189,11 +198,3 @@ class Decoding:
 
     def following_law(self, p: Tensor, q: Tensor) -> Tensor:
         return verify.residual(p, q)
-
-
-class Shared(Decoding):
-    pass
-
-
-class Rejection(Decoding):
-    by_rejection = True

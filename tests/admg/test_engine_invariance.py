@@ -11,12 +11,13 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 
 from admg.checkpoint import Weights
-from admg.config import DraftConfig, SamplingParams
+from admg.config import DraftConfig, SamplingParams, Verification
 from admg.engine import Engine
 from admg.model import Transformer
 from admg.request import Completion, Request
@@ -127,13 +128,21 @@ def test_seed_and_key_name_the_noise(model: Transformer, requests: list[Request]
 
 
 @pytest.mark.parametrize("drafter", ["admg", "ngram", "auto"])
-def test_requests_that_forbid_drafting(model, requests, reference, drafter) -> None:
+def test_requests_that_forbid_drafting(model, requests, drafter) -> None:
     """Alone, every pass is a plain one that nobody watches; among others, they draft nothing."""
+    prefix = random_prompts(model.config.vocab_size, [32], seed=5)[0]
+    rows = [replace(r, prompt_token_ids=[*prefix, *r.prompt_token_ids]) for r in requests]
+    reference = decode(model, rows, engine_config())
     config = engine_config(drafting(2, drafter=drafter, remake_after=3), max_num_seqs=4)
-    plain = [replace(r, draft=False) for r in requests]
     engine = Engine(model, config, eos_token_ids=[])
+    mixed = [replace(r, draft=i % 2 == 0) for i, r in enumerate(rows)]
+    done = {c.key: c for c in engine.generate(mixed)}  # and the prefix is known from here on
+    assert_same_rows(model, rows, done, reference)
+    assert all(done[r.key].stats.num_draft_tokens == 0 for r in mixed if not r.draft)
+
+    ngram, controller = engine._drafting._ngram, engine._drafting._controller
+    stored, chosen = len(ngram._store) if ngram else 0, dict(controller.rounds) if controller else 0
     watched = []
-    engine.step()  # the warm-up drafts
     with pytest.MonkeyPatch.context() as patch:
         forward = model.forward
 
@@ -142,18 +151,15 @@ def test_requests_that_forbid_drafting(model, requests, reference, drafter) -> N
             return forward(*args, members=members, observers=observers, **more)
 
         patch.setattr(model, "forward", noted)
-        done = {c.key: c for c in engine.generate(plain)}
+        done = {c.key: c for c in engine.generate(replace(r, draft=False) for r in rows)}
     assert watched and all(not members and not seen for members, seen in watched)
-    assert_same_rows(model, requests, done, reference)
+    assert engine.counters.num_cached_tokens >= len(rows) * len(prefix)
+    assert_same_rows(model, rows, done, reference)
     assert all(c.stats.acceptance_histogram == [c.stats.num_spec_steps] for c in done.values())
     assert all(c.stats.dropped_attention_layers == [] for c in done.values())
-    # Nor does anybody draft from what they say: it has been said before.
-    ngram = engine._drafting._ngram
-    assert ngram is None or len(ngram._store) == 0
-    mixed = [replace(r, draft=i % 2 == 0) for i, r in enumerate(requests)]
-    done = {c.key: c for c in engine.generate(mixed)}
-    assert_same_rows(model, requests, done, reference)
-    assert all(done[r.key].stats.num_draft_tokens == 0 for r in mixed if not r.draft)
+    # Nor does anybody choose, or draft later from what they say: it has been said before.
+    assert ngram is None or len(ngram._store) == stored > 0
+    assert controller is None or controller.rounds == chosen
 
 
 @torch.inference_mode()
@@ -291,7 +297,7 @@ def test_a_row_that_is_not_finite_poisons_no_other(
     assert_same_rows(healthy, good, done, reference)
 
 
-@pytest.mark.parametrize("verification", ["shared", "token"])
+@pytest.mark.parametrize("verification", get_args(Verification))
 def test_a_refused_draft_token_that_is_not_finite_harms_nobody(
     llama_checkpoint: Path, requests: list[Request], verification: str
 ) -> None:

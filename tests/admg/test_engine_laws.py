@@ -103,7 +103,9 @@ DRAFTS = {
     "token-exit": drafting(
         3, draft_tokens=3, verification="token", exit_threshold=0.5, keep_first=0, keep_last=0
     ),
+    "block": drafting(2, draft_tokens=3, verification="block"),
 }
+REJECTION = ["token", "block"]
 
 
 @pytest.fixture(scope="module")
@@ -148,37 +150,41 @@ def test_rejection_is_another_sample_of_the_law(
     sample: Callable[[str], list[Completion]],
 ) -> None:
     """Shared noise gives plain decoding's own tokens; rejection is equal in law alone."""
-    plain, shared, token = (
-        [c.token_ids for c in sample(name)] for name in ("plain", "shared", "token")
+    plain, shared, token, block = (
+        [c.token_ids for c in sample(name)] for name in ("plain", "shared", "token", "block")
     )
     assert sum(a != b for a, b in zip(shared, plain, strict=True)) <= NUM_SEQUENCES / 1000
-    assert sum(a != b for a, b in zip(token, plain, strict=True)) > NUM_SEQUENCES / 10
+    for other in (token, block):
+        assert sum(a != b for a, b in zip(other, plain, strict=True)) > NUM_SEQUENCES / 10
 
 
-def test_rejection_of_greedy_drafts_is_plain_decoding(model: Transformer) -> None:
+@pytest.mark.parametrize("name", REJECTION)
+def test_rejection_of_greedy_drafts_is_plain_decoding(model: Transformer, name: str) -> None:
     prompts = random_prompts(model.config.vocab_size, [5, 40, 1, 18, 70, 33])
     requests = requests_for(prompts, SamplingParams(max_tokens=25))
     plain = decode(model, requests, engine_config())
-    done = decode(model, requests, engine_config(DRAFTS["token"], max_num_seqs=4))
+    done = decode(model, requests, engine_config(DRAFTS[name], max_num_seqs=4))
     ids = [[d[r.key].token_ids for r in requests] for d in (done, plain)]
     assert_identical(model, requests, *ids)
 
 
-def test_a_draft_of_the_target_itself_is_never_refused(model: Transformer) -> None:
+@pytest.mark.parametrize("name", REJECTION)
+def test_a_draft_of_the_target_itself_is_never_refused(model: Transformer, name: str) -> None:
     """p = q: nothing but rounding can refuse a token, and every round gives its bonus token."""
     prompts = random_prompts(model.config.vocab_size, [5, 40, 1, 18, 70, 33])
     sampling = SamplingParams(max_tokens=26, temperature=1.0)
-    draft = drafting(0, draft_tokens=4, verification="token")
+    draft = drafting(0, draft_tokens=4, verification=name)
     done = decode(model, requests_for(prompts, sampling), engine_config(draft, max_num_seqs=4))
     for completion in done.values():
         assert completion.stats.draft_acceptance_rate > 0.95
         assert completion.stats.mean_acceptance_length > 4.5
 
 
-def test_rejection_depends_on_nothing_beside_the_sequence(model: Transformer) -> None:
+@pytest.mark.parametrize("name", REJECTION)
+def test_rejection_depends_on_nothing_beside_the_sequence(model: Transformer, name: str) -> None:
     prompts = random_prompts(model.config.vocab_size, [5, 40, 1, 18, 70, 33])
     requests = requests_for(prompts, SamplingParams(max_tokens=20, temperature=0.8, seed=4))
-    draft = DRAFTS["token"]
+    draft = DRAFTS[name]
     alone = decode(model, requests, engine_config(draft))
     others = decode(model, requests[::-1], engine_config(draft, max_num_seqs=4, prefill_tokens=9))
     ids = [[d[r.key].token_ids for r in requests] for d in (others, alone)]

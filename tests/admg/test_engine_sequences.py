@@ -30,6 +30,7 @@ EVERY = {  # with nothing dropped, every draft is accepted whole
     "drafts-kept": engine_config(drafting(0, draft_tokens=8)),
     "drafts-refused": engine_config(drafting(3, draft_tokens=3), max_num_seqs=4),
     "rejection": engine_config(drafting(2, draft_tokens=3, verification="token")),
+    "block": engine_config(drafting(2, draft_tokens=3, verification="block"), max_num_seqs=4),
 }
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from admg.checkpoint import Weights
-from admg.config import DraftConfig, SamplingParams
+from admg.config import DraftConfig, SamplingParams, Verification
 from admg.drafters.draft import Draft
 from admg.drafters.ngram import NgramDrafter
 from admg.drafters.ngram_index import LENGTHS, NgramIndex, copy_from
@@ -61,7 +62,7 @@ def model(llama_checkpoint: Path) -> Transformer:
     return load_changed(llama_checkpoint, forget)
 
 
-@pytest.mark.parametrize("verification", ["shared", "token"])
+@pytest.mark.parametrize("verification", get_args(Verification))
 def test_sequences_that_repeat_themselves_are_drafted(model: Transformer, verification) -> None:
     prompts = random_prompts(model.config.vocab_size, [12, 40, 3, 77])
     requests = requests_for(prompts, SamplingParams(max_tokens=200))

@@ -47,7 +47,7 @@ draft_tokens = 6
 drop_layers = 8
 exit_threshold = 0.6
 similarity = "last"
-verification = "token"
+verification = "block"
 hole_filling = false
 remake_after = 16
 draft_weights = "int8"
@@ -109,7 +109,7 @@ def test_every_key_reaches_the_configuration(job: Write) -> None:
     }
     draft = config.engine.draft
     assert (draft.drafter, draft.draft_tokens, draft.exit_threshold) == ("admg", 6, 0.6)
-    assert (draft.similarity, draft.verification) == ("last", "token")
+    assert (draft.similarity, draft.verification) == ("last", "block")
     assert (draft.hole_filling, draft.remake_after, draft.draft_weights) == (False, 16, "int8")
     assert (draft.drop.mlps, draft.lookup_store_tokens) == ((3, 2), 0)
     assert (draft.drop.count, draft.drop.threshold, draft.drop.quantile) == (8, None, None)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from admg.config import DraftConfig, DropRule, EngineConfig, SamplingParams
+from admg.config import DraftConfig, DropRule, EngineConfig, SamplingParams, Verification
 from pipeline.config import PromptConfig, RunConfig
 from pipeline.fingerprint import Fingerprint, fingerprint, model_identity
 
@@ -101,11 +101,10 @@ def test_meaning_changes_the_fingerprint(change: dict[str, Any], difference: str
     assert new.digest != old.digest
 
 
-def test_drafting_means_something_without_shared_noise() -> None:
-    one = replace(BASE, engine=EngineConfig(draft=DraftConfig(verification="token")))
-    two = replace(
-        BASE, engine=EngineConfig(draft=DraftConfig(verification="token", draft_tokens=2))
-    )
+@pytest.mark.parametrize("kind", ["token", "block"])
+def test_drafting_means_something_without_shared_noise(kind: Verification) -> None:
+    one = replace(BASE, engine=EngineConfig(draft=DraftConfig(verification=kind)))
+    two = replace(BASE, engine=EngineConfig(draft=DraftConfig(verification=kind, draft_tokens=2)))
     differences = fingerprint(two, IDENTITY).differences(fingerprint(one, IDENTITY))
     assert differences == ["draft.draft_tokens was 4 and is now 2"]
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from admg.attention_groups import Group
 from admg.attention_pages import Span
+from admg.attention_units import UnitAttention
 from admg.batch import RaggedBatch, Segment
 from admg.kv_arena import KVArena
 
@@ -66,6 +67,8 @@ def plan_attention(
 def attend(q: Tensor, layer: int, batch: RaggedBatch, arena: KVArena) -> Tensor:
     """Attention output [T, H, d] for queries [T, H, d]; keys of this pass are already written."""
     plan = batch.attention
+    if isinstance(plan, UnitAttention):
+        return plan.attend(q, layer, arena)
     if not isinstance(plan, AttentionPlan):
         plan = plan_attention(batch, arena.num_kv_heads, q.shape[-1], q.dtype)
         batch.attention = plan

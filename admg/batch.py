@@ -100,7 +100,11 @@ class RaggedBatch:
 
 @dataclass(frozen=True, slots=True)
 class SubBatch:
-    """The sequences of a pass that take part in one attention layer; `index` [T'] into the pass."""
+    """The sequences of a pass that take part in one sub-layer; `index` [T'] into the pass.
+
+    `limited` [n] are those of T' that take part with limits: what fills the holes is added to them.
+    """
 
     index: Tensor
     batch: RaggedBatch
+    limited: Tensor | None = None

@@ -124,6 +124,32 @@ class DropRule:
 
 
 @dataclass(frozen=True, slots=True)
+class WindowRule:
+    """Which KV heads a draft limits to the first 4 keys and the last `window` (DESIGN §4.4).
+
+    Exactly one of `share` (of all (layer, KV head) units, those that change least) and `threshold`
+    (units whose limit leaves a similarity at or above it) chooses them.
+
+    Raises:
+        ValueError: none or both given, or a value outside its range.
+    """
+
+    share: float | None = None
+    threshold: float | None = None
+    window: int = 64
+
+    def __post_init__(self) -> None:
+        given = [n for n in ("share", "threshold") if getattr(self, n) is not None]
+        _refuse(len(given) != 1, "window rule", given, "exactly one of share, threshold")
+        if self.share is not None:
+            _refuse(not 0 <= self.share <= 1, "window_share", self.share, "a share, 0 to 1")
+        if self.threshold is not None:
+            level = self.threshold
+            _refuse(not -1 <= level <= 1, "window_threshold", level, "a cosine, -1 to 1")
+        _refuse(not 1 <= self.window <= 4096, "window", self.window, "1 to 4096 keys")
+
+
+@dataclass(frozen=True, slots=True)
 class DraftConfig:
     """How the engine drafts.
 
@@ -138,7 +164,8 @@ class DraftConfig:
     the number of verified tokens after which the layers to drop are chosen anew, by them.
     `draft_weights` "int8" and "int4" draft with a smaller form of the model's matrices, held beside
     them. `lookup_store_tokens` of finished sequences are kept for others to copy from (0: each
-    sequence looks up in itself alone, so that statistics too depend on nothing else).
+    sequence looks up in itself alone, so that statistics too depend on nothing else). `windows`
+    limits KV heads of the layers that are not dropped.
 
     Raises:
         ValueError: a value outside its range, by name.
@@ -156,6 +183,7 @@ class DraftConfig:
     remake_after: int | None = None
     draft_weights: DraftWeights = "full"
     lookup_store_tokens: int = 65_536
+    windows: WindowRule | None = None
 
     def __post_init__(self) -> None:
         _refuse(

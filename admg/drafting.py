@@ -52,7 +52,9 @@ class Drafting:
         self._own: SelfDrafter | None = None
         self._ngram: NgramDrafter | None = None
         if draft.self_drafts:
-            self._own = SelfDrafter(_own_model(model, draft), arena, sampler, keep_laws)
+            window = draft.windows.window if draft.windows is not None else 0
+            own = _own_model(model, draft)
+            self._own = SelfDrafter(own, arena, sampler, keep_laws, window)
         if draft.drafter in ("ngram", "auto"):
             self._ngram = NgramDrafter(keep_laws, draft.lookup_store_tokens)
         self._controller: Controller | None = None

@@ -176,7 +176,7 @@ class Engine:
             if not s.request.draft:
                 s.learned = Learned()  # else verification would go on learning for its drafts
             elif self._drafting is not None:
-                s.plan = DraftPlan.of(s.similarity, draft)
+                s.plan = DraftPlan.of(s.similarity, draft, s.units)
                 if draft.exit_threshold is not None:
                     s.exit = ConfidenceExit(draft.exit_threshold)
             reason = self._commit(s, [token] if token is not None else None)[1]

@@ -37,6 +37,17 @@ class RunningMean:
         """Of no token."""
         return cls(torch.zeros(num_layers, hidden_size, device=device), 0.0)
 
+    def anew(self) -> RunningMean:
+        """Of no token, in the same shape."""
+        return RunningMean(torch.zeros_like(self.sums), 0.0)
+
+    def over(self, values: Tensor, decay: float) -> RunningMean:
+        """With the tokens that come next, whose own outputs are `values` [L, n, D]."""
+        count = values.shape[1]
+        weights = decay ** torch.arange(count - 1, -1, -1, dtype=torch.float64)
+        sums = torch.einsum("n,lnd->ld", weights.float().to(values.device), values.float())
+        return self.then(count, RunningMean(sums, float(weights.sum())), decay)
+
     @property
     def mean(self) -> Tensor:
         """[L, D] fp32; zeros where there is nothing to take a mean of."""
@@ -116,10 +127,7 @@ class OutputsObserver:
         after: list[RunningMean | None] = []
         for mean, (first, count) in zip(before, spans, strict=True):
             if mean is not None and count:
-                weights = decay ** torch.arange(count - 1, -1, -1, dtype=torch.float64)
-                own = outputs[:, first : first + count].float()  # [L, n, D]
-                sums = torch.einsum("n,lnd->ld", weights.float().to(own.device), own)
-                mean = mean.then(count, RunningMean(sums, float(weights.sum())), decay)
+                mean = mean.over(outputs[:, first : first + count], decay)
             after.append(mean)
         return after
 

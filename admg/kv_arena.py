@@ -164,6 +164,13 @@ class KVArena:
         shape = (-1, SLOT_GRAIN, self.keys.shape[-1])
         return self.keys[layer, rows].view(shape), self.values[layer, rows].view(shape)
 
+    def gather(self, layer: int, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Copies [U, S, d] of the keys and values at `rows` [U, S] int64 of one layer."""
+        shape = (*rows.shape, self.keys.shape[-1])
+        flat = rows.reshape(-1)
+        keys, values = self.keys[layer], self.values[layer]
+        return keys.index_select(0, flat).view(shape), values.index_select(0, flat).view(shape)
+
     def check(self) -> None:
         """Raise AssertionError unless free and owned extents tile the arena exactly."""
         edge = 0

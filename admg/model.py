@@ -28,6 +28,7 @@ from admg.kv_arena import KVArena
 from admg.linear import Linear
 from admg.low_bit import Int4Linear, Int8Linear, LowBit, Product, check_low_bit, low_bit_linear
 from admg.rope import apply_rope, rope_tables
+from admg.windows import HeadsObserver
 
 # Which sequences of the pass take part in each layer's sub-layer: None all of them, an empty
 # SubBatch (no segments) none of them.
@@ -148,20 +149,21 @@ class Transformer:
         members: Members | None = None,
         fill: Tensor | None = None,
         observers: Sequence[AttentionObserver] = (),
+        heads: HeadsObserver | None = None,
     ) -> Tensor:
         """Hidden states [T, D] before the final norm; writes keys and values of the layers run.
 
         A sequence that is not a member of a layer's attention skips it: it neither reads nor
         writes keys and values there, and `fill` [L, T, D] is added to its residual stream in the
         layer's place (nothing without it). Who skips an MLP gets nothing in its place. Observers
-        see the layers that all sequences run.
+        see the layers that all sequences run, and so does `heads`, from the inside.
         """
         x = F.embedding(batch.token_ids, self._embed)
         cos, sin = self._cos[batch.positions], self._sin[batch.positions]
         for layer, weights in enumerate(self._layers):
             part = members.attention[layer] if members is not None else None
             if part is None:
-                added = self._attention(layer, weights, x, cos, sin, batch, arena)
+                added = self._attention(layer, weights, x, cos, sin, batch, arena, heads)
                 for observer in observers:
                     observer.see(layer, x, added)
                 x = x + added
@@ -170,6 +172,8 @@ class Transformer:
                 if part.batch.segments:
                     i = part.index
                     own = self._attention(layer, weights, x[i], cos[i], sin[i], part.batch, arena)
+                    if part.limited is not None and fill is not None:
+                        own.index_add_(0, part.limited, added[i[part.limited]])
                     added = added.index_copy(0, i, own)
                 x = x + added
             part = members.mlp[layer] if members is not None else None
@@ -196,6 +200,7 @@ class Transformer:
         sin: Tensor,
         batch: RaggedBatch,
         arena: KVArena,
+        heads: HeadsObserver | None = None,
     ) -> Tensor:
         c = self.config
         h, k, d = c.num_heads, c.num_kv_heads, c.head_dim
@@ -209,7 +214,10 @@ class Transformer:
             queries, keys = torch.split(rotated, [h, k], dim=1)
         arena.write(layer, batch.arena_rows(k), keys, values)
         out = attend(queries, layer, batch, arena)
-        return w.o(out.reshape(-1, h * d))
+        added = w.o(out.reshape(-1, h * d))
+        if heads is not None:
+            heads.see_heads(layer, x, added, queries, out.view(-1, h, d), w.o)
+        return added
 
     def _mlp(self, w: Layer, x: Tensor) -> Tensor:
         gate, up = w.gate_up(self._norm(x, w.post_norm)).chunk(2, dim=-1)

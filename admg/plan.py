@@ -8,9 +8,9 @@ The paper's own thresholds and rules were not available to us.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from admg.config import DraftConfig, DropRule
+from admg.config import DraftConfig, DropRule, WindowRule
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,20 +18,57 @@ class DraftPlan:
     """How a sequence drafts.
 
     `dropped` are the layers whose attention it leaves out, `dropped_mlps` those whose MLP, both
-    ascending; `draft_tokens` is the longest draft of a round.
+    ascending; `draft_tokens` is the longest draft of a round. `windowed` [L] are the KV heads of
+    each layer that read a window only; empty where none does.
     """
 
     dropped: tuple[int, ...]
     draft_tokens: int
     dropped_mlps: tuple[int, ...] = ()
+    windowed: tuple[tuple[int, ...], ...] = ()
 
     @classmethod
-    def of(cls, similarity: Sequence[float], draft: DraftConfig) -> DraftPlan:
-        """The plan of a sequence whose layers have these similarities [L]."""
+    def of(
+        cls,
+        similarity: Sequence[float],
+        draft: DraftConfig,
+        units: Sequence[Sequence[float]] | None = None,
+    ) -> DraftPlan:
+        """The plan of a sequence whose layers have these similarities [L], and units [L][K]."""
         if not draft.self_drafts:
             return cls((), draft.draft_tokens)
         dropped = choose_dropped(similarity, draft.drop)
-        return cls(dropped, draft.draft_tokens, tuple(sorted(draft.drop.mlps)))
+        plan = cls(dropped, draft.draft_tokens, tuple(sorted(draft.drop.mlps)))
+        return plan if units is None else plan.limited(units, draft.windows)
+
+    def limited(self, units: Sequence[Sequence[float]], rule: WindowRule | None) -> DraftPlan:
+        """With the units of these similarities [L][K] that the rule limits."""
+        if rule is None:
+            return self
+        return replace(self, windowed=choose_windowed(units, rule, self.dropped))
+
+
+def choose_windowed(
+    units: Sequence[Sequence[float]], rule: WindowRule, dropped: Sequence[int]
+) -> tuple[tuple[int, ...], ...]:
+    """The KV heads of each layer that the rule limits, by how little that changes.
+
+    The share is of all units, dropped layers' included; these have none to limit.
+    """
+    wanted = round((rule.share or 0.0) * sum(map(len, units)))
+    ranked = sorted(
+        (-similarity, layer, head)
+        for layer, heads in enumerate(units)
+        for head, similarity in enumerate(heads)
+        if layer not in dropped
+    )
+    if rule.threshold is not None:
+        level = -rule.threshold
+        wanted = sum(similarity <= level for similarity, _, _ in ranked)
+    chosen = [(layer, head) for _, layer, head in ranked[:wanted]]
+    if not chosen:
+        return ()
+    return tuple(tuple(sorted(h for at, h in chosen if at == layer)) for layer in range(len(units)))
 
 
 def check_layers(draft: DraftConfig, num_layers: int) -> None:

@@ -37,8 +37,9 @@ def prefill_pass(
         [c.sequence.computed for c in chunks],
         [c.count for c in chunks],
         [c.sequence.prompt_length for c in chunks],
+        (batch, arena),
     )
-    hidden = model.forward(batch, arena, observers=observers.all)
+    hidden = model.forward(batch, arena, observers=observers.all, heads=observers.heads)
     complete = [c.finishes for c in chunks]
     ends = [s.first + s.count - 1 for s, end in zip(batch.segments, complete, strict=True) if end]
     finished = [c.sequence for c, end in zip(chunks, complete, strict=True) if end]
@@ -57,5 +58,7 @@ def prefill_pass(
         s.learned = observers.onto(s.learned, i)
         if complete[i]:
             s.similarity = s.learned.similarity
-            s.learned = s.learned.after_prompt(draft.remake_after is not None)
+            s.units = s.learned.units
+            remake = draft.remake_after is not None
+            s.learned = s.learned.after_prompt(remake, draft.windows is not None)
     return list(zip(finished, tokens, strict=True))

@@ -71,6 +71,7 @@ class Sequence:
     exit: ConfidenceExit | None = None
     salt: int = 0
     similarity: tuple[float, ...] = ()
+    units: list[list[float]] | None = None
     learned: Learned = field(default_factory=Learned)
     ngrams: NgramIndex = field(default_factory=NgramIndex)
     lookup_acceptance: Acceptance = field(default_factory=Acceptance)

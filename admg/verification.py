@@ -58,8 +58,8 @@ def verify(
         for s, d in zip(sequences, draft.tokens, strict=True)
     ]
     batch = RaggedBatch.build(parts, model.device)
-    observers = VerifiedObservers(sequences, config)
-    hidden = model.forward(batch, arena, observers=observers.all)
+    observers = VerifiedObservers(sequences, config, batch, arena)
+    hidden = model.forward(batch, arena, observers=observers.all, heads=observers.heads)
     rows = [
         s.law_row(tuple(d[:j]))
         for s, d in zip(sequences, draft.tokens, strict=True)

@@ -6,7 +6,7 @@ from typing import get_args
 
 import click
 
-from admg.config import DraftConfig, Drafter, DraftWeights, Verification
+from admg.config import DraftConfig, Drafter, DraftWeights, Verification, WindowRule
 from jobs.option_kinds import layers, option
 
 DRAFT = "Drafting (for speed; the text stays the same unless --verification token or block)"
@@ -50,6 +50,25 @@ draft_options = [
         metavar="LAYERS",
         callback=layers,
         help="Drop the MLPs of these layers as well.  [default: none]",
+    ),
+    option(
+        DRAFT,
+        "--window-share",
+        type=float,
+        help="Limit this share of the (layer, KV head) pairs to the first 4 keys and a window.",
+    ),
+    option(
+        DRAFT,
+        "--window-threshold",
+        type=float,
+        help="Limit the KV heads whose limit leaves this similarity or more.",
+    ),
+    option(
+        DRAFT,
+        "--window",
+        type=int,
+        help="Last keys that a limited head reads.",
+        default=WindowRule(share=0.0).window,
     ),
     option(
         DRAFT,

@@ -53,6 +53,9 @@ class DraftTable(_Table):
     drop_quantile: float | None = None
     drop_attention: list[int] | None = None
     drop_mlps: list[int] | None = None
+    window_share: float | None = None
+    window_threshold: float | None = None
+    window: int | None = None
     exit_threshold: float | None = None
     similarity: Literal["mean", "last", "decay"] | None = None
     verification: Verification | None = None

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from admg.config import DraftConfig, DropRule, EngineConfig, SamplingParams
+from admg.config import DraftConfig, DropRule, EngineConfig, SamplingParams, WindowRule
 from jobs.job_file import TABLES, JobFile, SamplingTable
 from jobs.mistakes import read_template
 from pipeline.config import PromptConfig, RunConfig
@@ -145,9 +145,27 @@ def _draft(values: _Values) -> DraftConfig:
         level = {} if levels else {"quantile": DraftConfig().drop.quantile}
         keys = {k: rule[k] for k in levels} | {"drop_mlps": "mlps"}
         drop["drop"] = values.build(DropRule, keys, **level)
+    if windows := _windows(values):
+        drop["windows"] = windows
     keys = _same("drafter", "draft_tokens", "exit_threshold", "similarity", "verification")
     keys |= _same("hole_filling", "remake_after", "draft_weights", "lookup_store_tokens")
     return values.build(DraftConfig, keys, **drop)
+
+
+def _windows(values: _Values) -> WindowRule | None:
+    given = [k for k in ("window_share", "window_threshold") if values.get(k) is not None]
+    if len(given) > 1:
+        places = " and ".join(values.place(k) for k in given)
+        raise ValueError(f"{places} contradict each other: give one of them")
+    if not given:
+        if values.get("window") is not None:
+            raise ValueError(
+                f"{values.place('window')} says how much limited heads read: it must go with "
+                "--window-share or --window-threshold, which say how many are limited"
+            )
+        return None
+    names = {"window_share": "share", "window_threshold": "threshold", "window": "window"}
+    return values.build(WindowRule, names)
 
 
 _UNITS = {"": 1} | {

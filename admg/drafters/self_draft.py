@@ -8,13 +8,16 @@ verification overwrites them in every layer, so the draft needs no cache of its 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence as Seq
 
+import torch
 from torch import Tensor
 
+from admg.attention_units import UnitReader
 from admg.batch import RaggedBatch, SubBatch
 from admg.drafters.draft import Draft
-from admg.hole_filling import fills
+from admg.hole_filling import RunningMean, fills
 from admg.kv_arena import KVArena
 from admg.model import Members, Transformer
 from admg.noise import DRAFT
@@ -23,24 +26,49 @@ from admg.sampling import Sampler, confidence
 from admg.sequence import Sequence
 
 
-def members_of(batch: RaggedBatch, plans: Seq[DraftPlan | None], num_layers: int) -> Members:
-    """Who takes part in each sub-layer, when segment i drafts by `plans[i]` (None: whole)."""
+def members_of(
+    batch: RaggedBatch,
+    plans: Seq[DraftPlan | None],
+    num_layers: int,
+    reader: UnitReader | None = None,
+) -> Members:
+    """Who takes part in each sub-layer, when segment i drafts by `plans[i]` (None: whole).
+
+    `reader` is needed where a plan limits KV heads.
+    """
     everyone = tuple(range(len(plans)))
     known: dict[tuple[int, ...], SubBatch | None] = {everyone: None}
 
-    def by_layer(dropped: Seq[frozenset[int]]) -> list[SubBatch | None]:
+    def by_layer(dropped: Seq[frozenset[int]]) -> list[tuple[tuple[int, ...], SubBatch | None]]:
         members = []
         for layer in range(num_layers):
             kept = tuple(i for i in everyone if layer not in dropped[i])
             if kept not in known:
                 known[kept] = batch.subset(kept)
-            members.append(known[kept])
+            members.append((kept, known[kept]))
         return members
 
-    return Members(
-        by_layer([frozenset(p.dropped if p is not None else ()) for p in plans]),
-        by_layer([frozenset(p.dropped_mlps if p is not None else ()) for p in plans]),
-    )
+    attention: list[SubBatch | None] = []
+    for layer, (kept, part) in enumerate(
+        by_layer([frozenset(p.dropped if p is not None else ()) for p in plans])
+    ):
+        heads = [p.windowed[layer] if p is not None and p.windowed else () for p in plans]
+        if reader is not None and any(heads[i] for i in kept):
+            part = part or batch.subset(everyone)
+            part = _limited(part, reader, list(kept), [heads[i] for i in kept])
+        attention.append(part)
+    mlps = by_layer([frozenset(p.dropped_mlps if p is not None else ()) for p in plans])
+    return Members(attention, [part for _, part in mlps])
+
+
+def _limited(
+    part: SubBatch, reader: UnitReader, kept: list[int], heads: list[tuple[int, ...]]
+) -> SubBatch:
+    """The same sequences, some of them with limits."""
+    batch = copy.copy(part.batch)
+    batch.attention = reader.layer(kept, heads)
+    limited = torch.tensor([j for j, h in enumerate(heads) if h], device=part.index.device)
+    return SubBatch(part.index, batch, limited)
 
 
 class SelfDrafter:
@@ -49,8 +77,14 @@ class SelfDrafter:
     source = "admg"
 
     def __init__(
-        self, model: Transformer, arena: KVArena, sampler: Sampler, keep_laws: bool
+        self,
+        model: Transformer,
+        arena: KVArena,
+        sampler: Sampler,
+        keep_laws: bool,
+        window: int = 0,
     ) -> None:
+        self._window = window
         self._model = model
         self._arena = arena
         self._sampler = sampler
@@ -59,7 +93,7 @@ class SelfDrafter:
     def draft(self, sequences: list[Sequence], limits: list[int], draft: Draft) -> None:
         """Append draft tokens for each sequence, up to its limit or its own exit."""
         active = [i for i, limit in enumerate(limits) if limit > 0]
-        fill = fills([s.learned.filling for s in sequences], self._model.dtype)
+        fill = fills([_filling(s) for s in sequences], self._model.dtype)
         while active:
             self._extend(draft, sequences, active, fill)
             active = [i for i in active if not self._ended(draft, i, limits[i], sequences[i])]
@@ -74,7 +108,11 @@ class SelfDrafter:
             parts.append(([last], len(s.tokens) - 1 + len(drafted), s.extent))
         batch = RaggedBatch.build(parts, self._model.device)
         plans = [sequences[i].plan for i in active]
-        members = members_of(batch, plans, self._model.config.num_layers)
+        layers, kv_heads = self._model.config.num_layers, self._arena.num_kv_heads
+        reader = None
+        if any(p is not None and p.windowed for p in plans):
+            reader = UnitReader(batch, self._window, kv_heads, self._model.dtype)
+        members = members_of(batch, plans, layers, reader)
         if fill is not None and len(active) < len(sequences):
             fill = fill[:, active]
         hidden = self._model.forward(batch, self._arena, members=members, fill=fill)
@@ -104,3 +142,12 @@ class SelfDrafter:
         if draft.drafted(i, SelfDrafter.source) >= limit or draft.tokens[i][-1] in sequence.stops:
             return True
         return sequence.exit is not None and sequence.exit.stops()
+
+
+def _filling(s: Sequence) -> RunningMean | None:
+    """What goes into the holes of a sequence's plan: the dropped layers', and the limited ones'."""
+    filling, left_out = s.learned.filling, s.learned.left_out
+    if filling is None or left_out is None or s.plan is None or not s.plan.windowed:
+        return filling
+    limited = torch.tensor([bool(heads) for heads in s.plan.windowed], device=filling.sums.device)
+    return RunningMean(torch.where(limited[:, None], left_out.mean, filling.mean), 1.0)

@@ -34,7 +34,7 @@ _DROP_HELP = f"Dropped layers. Repeatable.  [default: {', '.join(map(str, _DROPS
 _SYSTEM_HELP = """\
 plain (always there), admg, ngram, auto, transformers, transformers-continuous,
 transformers-lookup, vllm. Variants: admg:drop=8,tokens=4 (also quantile, threshold, exit,
-similarity, verification, fill=0, remake=16, weights=int8), transformers:order=length,
+similarity, verification, fill=0, remake=16, weights=int8, limit=0.5), transformers:order=length,
 transformers-lookup:tokens=10. Repeatable."""
 
 _NOTES = """\

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from admg.config import DraftConfig, Drafter, DropRule
+from admg.config import DraftConfig, Drafter, DropRule, WindowRule
 
 PLAIN = "plain"
 _ORDERS = ("given", "length")
@@ -74,6 +74,8 @@ _DRAFT: dict[str, Callable[[str], Any]] = {
     "fill": _on,
     "remake": int,
     "weights": str,
+    "limit": float,
+    "window": int,
 }
 _LOOKUP: dict[str, Callable[[str], Any]] = {"tokens": int, "verification": str, "store": int}
 _OURS = "jobs.bench.ours:Ours"
@@ -143,6 +145,9 @@ def draft_config(system: System) -> DraftConfig:
     level = {key: fields.pop(key) for key in ("count", "quantile", "threshold") if key in fields}
     if level:
         fields["drop"] = DropRule(**level)
+    windows = {key: fields.pop(key) for key in ("limit", "window") if key in fields}
+    if windows:
+        fields["windows"] = WindowRule(share=windows.pop("limit", 0.5), **windows)
     # A run repeats its prompts: what it said the last time would make every lookup right.
     fields.setdefault("lookup_store_tokens", 0)
     return DraftConfig(drafter=system.kind, **fields)

@@ -10,6 +10,7 @@ from typing import Any
 import click
 import pytest
 
+from admg.config import WindowRule
 from jobs.cli import main
 from jobs.job_file import JobFile, option_names, read_job_file
 from jobs.params import run_config
@@ -53,6 +54,8 @@ remake_after = 16
 draft_weights = "int8"
 drop_mlps = [3, 2]
 lookup_store_tokens = 0
+window_share = 0.5
+window = 32
 
 [engine]
 max_num_seqs = 8
@@ -111,6 +114,7 @@ def test_every_key_reaches_the_configuration(job: Write) -> None:
     assert (draft.drafter, draft.draft_tokens, draft.exit_threshold) == ("admg", 6, 0.6)
     assert (draft.similarity, draft.verification) == ("last", "block")
     assert (draft.hole_filling, draft.remake_after, draft.draft_weights) == (False, 16, "int8")
+    assert draft.windows == WindowRule(share=0.5, window=32)
     assert (draft.drop.mlps, draft.lookup_store_tokens) == ((3, 2), 0)
     assert (draft.drop.count, draft.drop.threshold, draft.drop.quantile) == (8, None, None)
     assert (config.engine.max_num_seqs, config.engine.max_model_len) == (8, 2048)
@@ -197,6 +201,12 @@ def test_nothing_given_means_the_classes_defaults() -> None:
         ),
         ("[engine]\nactors = 0", "job.toml: engine.actors is 0: it must be at least 1"),
         ("id_column = ''", "job.toml: id_column is '': it must be the name of a column"),
+        ("[draft]\nwindow_share = 2.0", "job.toml: draft.window_share is 2.0: it must be a share"),
+        ("[draft]\nwindow = 32", "job.toml: draft.window says how much limited heads read"),
+        (
+            "[draft]\nwindow_share = 0.5\nwindow_threshold = 0.9",
+            "job.toml: draft.window_share and job.toml: draft.window_threshold contradict",
+        ),
         (
             "[draft]\ndrop_layers = 1\ndrop_quantile = 0.1",
             "job.toml: draft.drop_layers and job.toml: draft.drop_quantile contradict each other: "

@@ -201,11 +201,19 @@ def test_nothing_given_means_the_classes_defaults() -> None:
         ),
         ("[engine]\nactors = 0", "job.toml: engine.actors is 0: it must be at least 1"),
         ("id_column = ''", "job.toml: id_column is '': it must be the name of a column"),
-        ("[draft]\nwindow_share = 2.0", "job.toml: draft.window_share is 2.0: it must be a share"),
-        ("[draft]\nwindow = 32", "job.toml: draft.window says how much limited heads read"),
+        (
+            "[draft]\nwindow_share = 2.0",
+            "job.toml: draft.window_share is 2.0: it must be a share, 0 to 1",
+        ),
+        (
+            "[draft]\nwindow = 32",
+            "job.toml: draft.window says how much limited heads read: it must go with --window-share "
+            "or --window-threshold, which say how many are limited",
+        ),
         (
             "[draft]\nwindow_share = 0.5\nwindow_threshold = 0.9",
-            "job.toml: draft.window_share and job.toml: draft.window_threshold contradict",
+            "job.toml: draft.window_share and job.toml: draft.window_threshold contradict each other: "
+            "give one of them",
         ),
         (
             "[draft]\ndrop_layers = 1\ndrop_quantile = 0.1",

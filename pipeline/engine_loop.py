@@ -77,7 +77,7 @@ class EngineLoop:
         self._groups: deque[list[Entry]] = deque()
         self._apart: list[Entry] = []
         self._closed: deque[list[Entry]] = deque()
-        self._in_company = True
+        self._in_company, self._on_record = True, False
         self._repeats = False
         self._repeated_tokens = 0
         self._running: dict[int, tuple[Entry, Watched]] = {}
@@ -186,12 +186,15 @@ class EngineLoop:
 
     def _next_company(self, engine: EngineLike) -> None:
         """The next sequences that go together and with no others, or the end of that."""
-        group = self._next_suspects() or (self._closed.popleft() if self._closed else [])
+        suspects = self._next_suspects()
+        group = suspects or (self._closed.popleft() if self._closed else [])
         self._in_company = not group
         # What is decoded again is no progress.
         self._repeats = any(not e.request.draft for e in group)
-        if self._guard is not None:
-            self._guard.alone([e.request.key for e in group] or None)
+        # Closed groups are no suspects: their deaths mean what those of a usual batch do.
+        if self._guard is not None and (suspects or self._on_record):
+            self._guard.alone([e.request.key for e in suspects] or None)
+        self._on_record = bool(suspects)
         self._enter(engine, group)
 
     def _next_suspects(self) -> list[Entry]:

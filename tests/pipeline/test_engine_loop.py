@@ -75,6 +75,26 @@ def test_suspects_go_first_and_share_the_engine_with_nobody_else() -> None:
     assert all(any(inside <= group for group in groups) for inside in engine.together)
 
 
+def test_closed_groups_are_alone_but_no_suspects() -> None:
+    """One after another, behind the suspects; the record knows of these alone."""
+    engine, notes = Recording(StandIn(max_num_seqs=2)), Notes()
+    loop = EngineLoop(lambda: engine, None, notes)
+    groups = [[request(f"{name}{i}") for i in range(3)] for name in ("once ", "again ")]
+    futures = loop.submit([(request("suspect"), 1), (request("usual"), None)])
+    futures += [f for group in loop.submit_closed(groups) for f in group]
+    futures += loop.submit([(request("later"), None)])
+    for future in futures:
+        future.result(timeout=30)
+    keys = [{r.key for r in group} for group in groups]
+    apart = [{"suspect"}, *keys, {"usual", "later"}]
+    seen = [
+        next(i for i, group in enumerate(apart) if inside <= group) for inside in engine.together
+    ]
+    assert set(seen) == {0, 1, 2, 3}
+    assert [i for i in seen if i in (1, 2)] == sorted(i for i in seen if i in (1, 2))
+    assert notes.alone_calls == [("suspect",), None]
+
+
 def test_a_group_comes_when_all_of_the_one_before_have_a_place() -> None:
     """So nobody waits for ever behind longer ones that keep coming."""
     engine = Recording(StandIn(max_num_seqs=2, step_seconds=0.001))

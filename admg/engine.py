@@ -261,13 +261,14 @@ class Engine:
         return self._cost.estimate(size, context)
 
     def _warm_up(self, drafting: Drafting) -> None:
-        plan = usual_plan(self._draft.drop, self._model.config.num_layers)
+        shape = self._model.config
+        plan = usual_plan(self._draft, shape.num_layers, shape.num_kv_heads)
         timed = WarmUp(self._scheduler, self._verify, drafting.draft_alone, plan)
         self._cost.warm_up(timed.target_pass)
         if self._draft.drafter == "auto":
             self._own_cost.warm_up(timed.own_pass)
             if not drafting.own_may_pay(self._draft.draft_tokens):
-                self._draft = replace(self._draft, drafter="ngram")
+                self._draft = replace(self._draft, drafter="ngram", draft_weights="full")
 
     def _verify(self, sequences: list[Sequence], draft: Draft) -> list[Verdict]:
         config = self._draft

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from admg.config import DropRule, SamplingParams
+from admg.config import DraftConfig, SamplingParams
 from admg.drafters.draft import Draft
-from admg.plan import DraftPlan, choose_dropped
+from admg.plan import DraftPlan
 from admg.request import Request
 from admg.scheduler import Scheduler
 from admg.sequence import Sequence
@@ -70,8 +70,16 @@ class WarmUp:
                 self._scheduler.retire(s)
 
 
-def usual_plan(rule: DropRule, num_layers: int) -> DraftPlan:
-    """As many dropped layers as the rule asks for; a quarter where that depends on the prompt."""
-    if rule.threshold is not None:
-        rule = replace(rule, threshold=None, quantile=0.25)
-    return DraftPlan(choose_dropped([1.0] * num_layers, rule), 1, rule.mlps)
+def usual_plan(draft: DraftConfig, num_layers: int, kv_heads: int) -> DraftPlan:
+    """A plan that drops and limits as much as is asked for.
+
+    Where that depends on the prompt, a quarter of the layers and half of the units.
+    """
+    drop, windows = draft.drop, draft.windows
+    if drop.threshold is not None:
+        drop = replace(drop, threshold=None, quantile=0.25)
+    if windows is not None and windows.threshold is not None:
+        windows = replace(windows, threshold=None, share=0.5)
+    alike = [1.0] * num_layers
+    plan = DraftPlan.of(alike, replace(draft, drop=drop, drafter="admg", draft_tokens=1))
+    return plan.limited([[1.0] * kv_heads] * num_layers, windows)

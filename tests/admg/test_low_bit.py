@@ -91,6 +91,19 @@ def test_the_text_is_plain_text(kind: str, verification: str, llama_checkpoint: 
     assert 0 < accepted[kind][0] < accepted[kind][1], "the small weights did not draft"
 
 
+def test_the_controller_gives_them_up_where_they_do_not_pay(
+    llama_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("admg.controller.Controller.own_may_pay", lambda *_: False)
+    model = load(llama_checkpoint, "int8")
+    requests = requests_for(random_prompts(model.config.vocab_size, LENGTHS), LAWS[0])
+    draft = drafting(0, drafter="auto", draft_weights="int8")
+    done = decode(model, requests, engine_config(draft, max_num_seqs=3))
+    plain = decode(model, requests, engine_config(max_num_seqs=3))
+    assert {k: c.token_ids for k, c in done.items()} == {k: c.token_ids for k, c in plain.items()}
+    assert not any("admg" in c.stats.drafter_tokens for c in done.values())
+
+
 def test_what_cannot_be_is_refused(llama_checkpoint: Path) -> None:
     with pytest.raises(ValueError, match="draft_weights is 'int8': it must be full on cuda"):
         check_low_bit("int8", "cuda")

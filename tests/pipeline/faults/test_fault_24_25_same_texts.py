@@ -214,9 +214,16 @@ def test_fault_25_actors_blocks_deaths_and_resumes_change_no_token(
 ) -> None:
     """Two actors with small blocks until they are killed with their driver; the rest otherwise."""
     engine = replace(plain.engine, max_num_seqs=2, draft=SELF_DRAFTING)
-    config = replace(plain, output=str(tmp_path / "out"), engine=engine, rows_per_block=3, actors=2)
+    config = replace(
+        plain,
+        output=str(tmp_path / "out"),
+        engine=engine,
+        rows_per_block=3,
+        actors=2,
+        audit=1.0,
+    )
     output = Path(config.output)
-    kill_when(tmp_path, config, recorded(config, pause=0.1), lambda: committed(output) >= 3)
+    kill_when(tmp_path, config, recorded(config, pause=0.05), lambda: committed(output) >= 3)
     assert committed(output) < ROWS
 
     engine = replace(engine, max_num_seqs=5, draft=DraftConfig(drafter="ngram", draft_tokens=2))
@@ -225,4 +232,5 @@ def test_fault_25_actors_blocks_deaths_and_resumes_change_no_token(
     assert 3 <= report.rows_reused < ROWS
     assert tokens_of(config) == tokens_of(plain)
     assert texts_of(config) == texts_of(plain)
+    assert all(row["audited"] and row["audit_identical"] for row in rows_of(config).values())
     check_statistics(config)

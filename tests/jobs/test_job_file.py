@@ -207,13 +207,13 @@ def test_nothing_given_means_the_classes_defaults() -> None:
         ),
         (
             "[draft]\nwindow = 32",
-            "job.toml: draft.window says how much limited heads read: it must go with --window-share "
-            "or --window-threshold, which say how many are limited",
+            "job.toml: draft.window says how much limited heads read: it must go with "
+            "--window-share or --window-threshold, which say how many are limited",
         ),
         (
             "[draft]\nwindow_share = 0.5\nwindow_threshold = 0.9",
-            "job.toml: draft.window_share and job.toml: draft.window_threshold contradict each other: "
-            "give one of them",
+            "job.toml: draft.window_share and job.toml: draft.window_threshold contradict each "
+            "other: give one of them",
         ),
         (
             "[draft]\ndrop_layers = 1\ndrop_quantile = 0.1",

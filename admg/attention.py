@@ -57,7 +57,9 @@ def plan_attention(
     parts: list[Group | Span] = []
     for members in _near(short, worth):
         groups = _equal_neighbours(members)
-        if _slots_of_groups(groups, worth) <= _slots_of_span(members, worth):
+        cheaper = _slots_of_groups(groups, worth) <= _slots_of_span(members, worth)
+        # A span sums its pages in an order that only the CPU keeps from run to run.
+        if cheaper or batch.positions.device.type != "cpu":
             parts.extend(Group.of(batch, group, dtype) for group in groups)
         else:
             parts.append(Span.of(batch, members, kv_heads, dtype))

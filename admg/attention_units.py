@@ -17,7 +17,7 @@ from torch import Tensor
 
 from admg.batch import RaggedBatch
 from admg.kv_arena import SLOT_GRAIN, KVArena
-from admg.windows import Near
+from admg.windows import Near, attend_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +30,7 @@ class Units:
 
     def attend(self, folded: Tensor, layer: int, arena: KVArena, out: Tensor) -> None:
         """Write the units' outputs into `out` [n*K, G, d] for queries `folded` [n*K, G, d]."""
-        keys, values = arena.gather(layer, self.rows)
-        scores = torch.bmm(folded[self.index], keys.transpose(1, 2)).add_(self.mask)
-        out[self.index] = torch.bmm(torch.softmax(scores, dim=-1), values)
+        out[self.index] = attend_rows(folded[self.index], layer, self.rows, self.mask, arena)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +56,7 @@ class UnitReader:
     def __init__(self, batch: RaggedBatch, window: int, kv_heads: int, dtype: torch.dtype) -> None:
         assert all(s.count == 1 for s in batch.segments)
         extents, positions = [s.extent for s in batch.segments], batch.positions
-        self._kv_heads = kv_heads
+        self.kv_heads = kv_heads
         self._near = Near.of(extents, positions, window, kv_heads, dtype)
         slots = int(positions.max()) // SLOT_GRAIN * SLOT_GRAIN + SLOT_GRAIN
         at = torch.arange(slots, device=positions.device)
@@ -78,11 +76,11 @@ class UnitReader:
         near: list[tuple[int, int, int]] = []
         whole: list[tuple[int, int, int]] = []
         for i, heads in enumerate(limited):
-            for h in range(self._kv_heads):
+            for h in range(self.kv_heads):
                 (near if h in heads else whole).append((i, members[i], h))
         parts = ((near, self._near.rows, self._near.mask), (whole, self._rows, self._mask))
         return UnitAttention(tuple(self._units(*part) for part in parts if part[0]))
 
     def _units(self, units: list[tuple[int, int, int]], rows: Tensor, mask: Tensor) -> Units:
         place, sequence, head = torch.tensor(units, device=rows.device).T
-        return Units(place * self._kv_heads + head, rows[sequence, head], mask[sequence][:, None])
+        return Units(place * self.kv_heads + head, rows[sequence, head], mask[sequence][:, None])

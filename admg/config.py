@@ -7,7 +7,7 @@ be right, so that a command line can show it as it stands.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 Verification = Literal["shared", "token", "block"]
@@ -235,12 +235,23 @@ class DraftConfig:
             self.draft_weights,
             "full, int8 or int4",
         )
-        _refuse(
-            self.draft_weights != "full" and not self.self_drafts,
-            "draft_weights",
-            self.draft_weights,
-            f"full with the drafter {self.drafter!r}, which does not draft with the model",
-        )
+        if not self.self_drafts:
+            self._refuse_own()
+
+    def _refuse_own(self) -> None:
+        why = f"with the drafter {self.drafter!r}, which does not draft with the model"
+        weights, mlps = self.draft_weights, list(self.drop.mlps)
+        _refuse(weights != "full", "draft_weights", weights, f"full {why}")
+        _refuse(bool(mlps), "mlps", mlps, f"left out {why}")
+        if self.windows is not None:
+            name = "share" if self.windows.threshold is None else "threshold"
+            value = getattr(self.windows, name)
+            _refuse(True, f"window_{name}", value, f"left out {why}")
+
+    def without_own(self) -> DraftConfig:
+        """Lookup alone: where self-drafts do not pay."""
+        drop = replace(self.drop, mlps=())
+        return replace(self, drafter="ngram", draft_weights="full", windows=None, drop=drop)
 
     @property
     def self_drafts(self) -> bool:

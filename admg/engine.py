@@ -173,9 +173,10 @@ class Engine:
         self._counters.prefill_seconds += time.perf_counter() - start
         self._counters.prompt_tokens += sum(c.count for c in chunks)
         for s, token in ready:
-            if not s.request.draft:
-                s.learned = Learned()  # else verification would go on learning for its drafts
-            elif self._drafting is not None:
+            if not s.request.draft or not draft.self_drafts:
+                # Else verification would go on learning, from what a shared prefix has taught.
+                s.learned, s.similarity, s.units = Learned(), (), None
+            if s.request.draft and self._drafting is not None:
                 s.plan = DraftPlan.of(s.similarity, draft, s.units)
                 if draft.exit_threshold is not None:
                     s.exit = ConfidenceExit(draft.exit_threshold)
@@ -268,7 +269,7 @@ class Engine:
         if self._draft.drafter == "auto":
             self._own_cost.warm_up(timed.own_pass)
             if not drafting.own_may_pay(self._draft.draft_tokens):
-                self._draft = replace(self._draft, drafter="ngram", draft_weights="full")
+                self._draft = self._draft.without_own()
 
     def _verify(self, sequences: list[Sequence], draft: Draft) -> list[Verdict]:
         config = self._draft

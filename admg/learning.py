@@ -36,8 +36,7 @@ class PromptObservers:
         first_positions: per segment, the position of its first token.
         counts: per segment, its tokens.
         prompt_lengths: per segment, the length of the whole prompt.
-        inside: the pass and its arena, to see heads from the inside; without it limits are not
-            learned about.
+        inside: the pass and its arena, to see heads from the inside.
     """
 
     def __init__(
@@ -47,19 +46,16 @@ class PromptObservers:
         first_positions: list[int],
         counts: list[int],
         prompt_lengths: list[int],
-        inside: tuple[RaggedBatch, KVArena] | None = None,
+        inside: tuple[RaggedBatch, KVArena],
     ) -> None:
         self.heads: LimitedObserver | None = None
         self._owners: list[int] = []
-        if draft.windows is not None and draft.self_drafts and inside is not None:
+        layers, device = model.config.num_layers, model.device
+        self._no_units: Tensor | None = None
+        if draft.windows is not None:
             at, self._owners = sampled(first_positions, counts, prompt_lengths, draft.windows)
             self.heads = _limited(*inside, at, self._owners, draft.windows, ranked=True)
-        self._windows = draft.windows is not None and draft.self_drafts
-        self._units, self._device = (
-            (model.config.num_layers, model.config.num_kv_heads),
-            model.device,
-        )
-        layers, device = model.config.num_layers, model.device
+            self._no_units = torch.zeros(layers, model.config.num_kv_heads, device=device)
         self._similarity: SimilarityObserver | None = None
         self._filling: FillingObserver | None = None
         if draft.self_drafts:
@@ -91,8 +87,8 @@ class PromptObservers:
         if self.heads is not None:
             own = [i for i, owner in enumerate(self._owners) if owner == segment]
             after = _with_units(after, self.heads.similarity[:, own])
-        elif self._windows and after.unit_sums is None:
-            after = replace(after, unit_sums=torch.zeros(self._units, device=self._device))
+        elif after.unit_sums is None:
+            after = replace(after, unit_sums=self._no_units)
         return after
 
 

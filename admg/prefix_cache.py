@@ -93,11 +93,13 @@ class PrefixCache:
         learned = Learned()
         for start in range(0, len(tokens), self._config.prefill_tokens):
             part = tokens[start : start + self._config.prefill_tokens]
-            observers = PromptObservers(
-                self._model, self._config.draft, [start], [len(part)], [len(tokens)]
-            )
             batch = RaggedBatch.build([(part, start, extent)], self._model.device)
-            self._model.forward(batch, self._arena, observers=observers.all)
+            lengths = ([start], [len(part)], [len(tokens)])
+            observers = PromptObservers(
+                self._model, self._config.draft, *lengths, (batch, self._arena)
+            )
+            heads = observers.heads
+            self._model.forward(batch, self._arena, observers=observers.all, heads=heads)
             learned = observers.onto(learned, 0)
         keys, values = self._arena.copy(extent, len(tokens))
         self._arena.release(extent)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -85,10 +86,18 @@ def attend_near(queries: Tensor, layer: int, near: Near, arena: KVArena) -> Tens
     n, heads, d = queries.shape
     kv_heads = near.rows.shape[1]
     folded = (queries * (1.0 / math.sqrt(d))).view(n * kv_heads, heads // kv_heads, d)
-    keys, values = arena.gather(layer, near.rows.view(n * kv_heads, -1))
-    scores = torch.bmm(folded, keys.transpose(1, 2)).view(n, kv_heads, -1, keys.shape[1])
-    weights = torch.softmax(scores + near.mask[:, None, None], dim=-1)
-    return torch.bmm(weights.view(n * kv_heads, -1, keys.shape[1]), values).view(n, heads, d)
+    mask = near.mask.repeat_interleave(kv_heads, dim=0)[:, None]
+    return attend_rows(folded, layer, near.rows.flatten(0, 1), mask, arena).view(n, heads, d)
+
+
+def attend_rows(folded: Tensor, layer: int, rows: Tensor, mask: Tensor, arena: KVArena) -> Tensor:
+    """Attention [U, G, d] of queries [U, G, d], scaled, over the arena's `rows` [U, S].
+
+    `mask` [U, 1, S] is added to the scores.
+    """
+    keys, values = arena.gather(layer, rows)
+    scores = torch.bmm(folded, keys.transpose(1, 2)).add_(mask)
+    return torch.bmm(torch.softmax(scores, dim=-1), values)
 
 
 class LimitedObserver:
@@ -114,14 +123,14 @@ class LimitedObserver:
         self._similarity: list[Tensor] = []
         self._left_out: list[Tensor] = []
 
-    @property
+    @cached_property
     def similarity(self) -> Tensor:
-        """[L, n, K] fp32."""
+        """[L, n, K] fp32; to be asked for after the pass."""
         return torch.stack(self._similarity)
 
-    @property
+    @cached_property
     def left_out(self) -> Tensor:
-        """[L, n, D] fp32."""
+        """[L, n, D] fp32; to be asked for after the pass."""
         return torch.stack(self._left_out)
 
     def see_heads(

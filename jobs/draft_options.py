@@ -93,7 +93,7 @@ draft_options = [
         DRAFT,
         "--remake-after",
         type=int,
-        help="Choose the layers to drop anew after this many verified tokens.  [default: never]",
+        help="Choose layers and heads anew after this many verified tokens.  [default: never]",
     ),
     option(
         DRAFT,

@@ -81,7 +81,7 @@ def layers(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:
         return None if value is None else [int(layer) for layer in value.split(",")]
     except ValueError:
         raise click.BadParameter(
-            f"{parameter.opts[0]} is {value!r}: it must be numbers of layers between commas, as 8,9"
+            f"{value!r} must be numbers of layers between commas, as 8,9"
         ) from None
 
 

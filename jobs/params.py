@@ -7,7 +7,7 @@ What a class refuses is named with its place: the option, or the job file with t
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from admg.config import DraftConfig, DropRule, EngineConfig, SamplingParams, WindowRule
@@ -18,6 +18,7 @@ from pipeline.config import PromptConfig, RunConfig
 T = TypeVar("T")
 
 _LEVELS = ("drop_layers", "similarity_threshold", "drop_quantile", "drop_attention")
+_WINDOWS = ("window_share", "window_threshold")
 # Where a configuration class calls a value otherwise than its option does.
 _OPTION_OF = {
     "column": "prompt_column",
@@ -45,13 +46,22 @@ class _Values:
             for key, value in getattr(job, name):
                 if value is not None:
                     self.file[key] = (f"{name}.{key}", value)
-        if self.flags.keys() & set(_LEVELS):  # one level replaces another, whatever its kind
-            self.file = {k: v for k, v in self.file.items() if k not in _LEVELS}
+        for either in (_LEVELS, _WINDOWS):
+            if self.flags.keys() & set(either):  # one replaces another, whatever its kind
+                self.file = {k: v for k, v in self.file.items() if k not in either}
 
     def get(self, key: str, default: Any = None) -> Any:
         if key in self.flags:
             return self.flags[key]
         return self.file[key][1] if key in self.file else default
+
+    def one_of(self, keys: Sequence[str]) -> list[str]:
+        """Which of these is given, or none; two are a mistake."""
+        given = [k for k in keys if self.get(k) is not None]
+        if len(given) > 1:
+            places = " and ".join(self.place(k) for k in given)
+            raise ValueError(f"{places} contradict each other: give one of them")
+        return given
 
     def place(self, key: str) -> str:
         if key in self.file and key not in self.flags:
@@ -135,10 +145,7 @@ def _prompt(values: _Values) -> PromptConfig:
 
 
 def _draft(values: _Values) -> DraftConfig:
-    levels = [k for k in _LEVELS if values.get(k) is not None]
-    if len(levels) > 1:
-        places = " and ".join(values.place(k) for k in levels)
-        raise ValueError(f"{places} contradict each other: give one of them")
+    levels = values.one_of(_LEVELS)
     rule = {option: name for name, option in _OPTION_OF.items() if option in _LEVELS}
     drop: dict[str, Any] = {}
     if levels or values.get("drop_mlps") is not None:
@@ -153,11 +160,7 @@ def _draft(values: _Values) -> DraftConfig:
 
 
 def _windows(values: _Values) -> WindowRule | None:
-    given = [k for k in ("window_share", "window_threshold") if values.get(k) is not None]
-    if len(given) > 1:
-        places = " and ".join(values.place(k) for k in given)
-        raise ValueError(f"{places} contradict each other: give one of them")
-    if not given:
+    if not values.one_of(_WINDOWS):
         if values.get("window") is not None:
             raise ValueError(
                 f"{values.place('window')} says how much limited heads read: it must go with "

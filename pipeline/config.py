@@ -154,6 +154,8 @@ class RunConfig:
         patience = self.storage_patience_seconds
         _refuse(patience < 0, "storage_patience_seconds", patience, "0 or more")
         _refuse(not 0 <= self.audit <= 1, "audit", self.audit, "a share of the rows, 0 to 1")
+        plain = self.engine.draft.drafter == "none"
+        _refuse(self.audit > 0 and plain, "audit", self.audit, "0 where nothing is drafted")
         for name in ("row_deadline_seconds", "token_deadline_seconds"):
             _refuse(getattr(self, name) <= 0, name, getattr(self, name), "above 0")
 

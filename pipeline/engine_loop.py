@@ -251,7 +251,8 @@ class EngineLoop:
         made = engine.counters.completion_tokens - self._repeated_tokens
         # The engine counts the tokens of rows that are not finished yet too.
         tokens = max(self._counters.completion_tokens, made)
-        self._report(replace(self._counters, completion_tokens=tokens))
+        again = self._repeated_tokens  # no progress, but a sign of life
+        self._report(replace(self._counters, completion_tokens=tokens, audit_tokens=again))
 
     def _end(self, death: EngineDied) -> None:
         with self._lock:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from admg.low_bit import check_low_bit
 from pipeline.blocks import blocks_in_flight, rows_per_block
 from pipeline.cluster import Cluster
 from pipeline.config import RunConfig
@@ -36,9 +37,12 @@ def layout_of(
     """The layout for so many rows on this cluster; on one that has `shrunk`, for what is left.
 
     Raises:
-        ValueError: actors that the machine started here cannot hold. A cluster may still grow.
+        ValueError: actors that the machine started here cannot hold (a cluster may still grow), or
+            draft weights that GPUs have no kernels for.
     """
     gpus = gpus_per_actor(config, cluster)
+    if gpus and config.engine.draft.low_bit is not None:
+        check_low_bit(config.engine.draft.low_bit, "cuda")
     actors = config.actors
     if shrunk and gpus:
         actors = max(1, min(actors, int(cluster.gpus // gpus)))

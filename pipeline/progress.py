@@ -30,6 +30,7 @@ class Counters:
     spec_tokens: float = 0.0
     speedup_seconds: float = 0.0
     timed_seconds: float = 0.0
+    audit_tokens: int = 0
 
     def __add__(self, other: Counters) -> Counters:
         names = [f.name for f in fields(Counters)]

@@ -38,6 +38,7 @@ def members_of(
     """
     everyone = tuple(range(len(plans)))
     known: dict[tuple[int, ...], SubBatch | None] = {everyone: None}
+    whole: SubBatch | None = None
 
     def by_layer(dropped: Seq[frozenset[int]]) -> list[tuple[tuple[int, ...], SubBatch | None]]:
         members = []
@@ -54,7 +55,9 @@ def members_of(
     ):
         heads = [p.windowed[layer] if p is not None and p.windowed else () for p in plans]
         if reader is not None and any(heads[i] for i in kept):
-            part = part or batch.subset(everyone)
+            if part is None:
+                part = whole = whole or batch.subset(everyone)
+            part.batch.arena_rows(reader.kv_heads)  # once for all layers of these sequences
             part = _limited(part, reader, list(kept), [heads[i] for i in kept])
         attention.append(part)
     mlps = by_layer([frozenset(p.dropped_mlps if p is not None else ()) for p in plans])

@@ -147,7 +147,9 @@ def draft_config(system: System) -> DraftConfig:
         fields["drop"] = DropRule(**level)
     windows = {key: fields.pop(key) for key in ("limit", "window") if key in fields}
     if windows:
-        fields["windows"] = WindowRule(share=windows.pop("limit", 0.5), **windows)
+        if "limit" not in windows:
+            raise ValueError("window goes with limit, the share of the heads that it limits")
+        fields["windows"] = WindowRule(share=windows.pop("limit"), **windows)
     # A run repeats its prompts: what it said the last time would make every lookup right.
     fields.setdefault("lookup_store_tokens", 0)
     return DraftConfig(drafter=system.kind, **fields)

@@ -190,15 +190,16 @@ def test_the_text_is_plain_text(
     for request in requests:
         engine.submit(request)
     done, plans = {}, {}
+    begun: dict[str, int] = {}  # what limits leave out is learned anew once a plan is
     while engine.has_work:
         done |= {c.key: c.token_ids for c in engine.step()}
         for s in engine._scheduler.decoding():
             plans.setdefault(s.request.key, set()).add(s.plan)
             verified = s.computed - s.prompt_length
             if s.learned.left_out is not None and s.plan is not None and s.plan.windowed:
-                assert (s.learned.left_out.weight > 0) == (
-                    verified > 0 and remake is None
-                ) or remake
+                first = remake is None or s.learned.unit_sums is not None
+                began = 0 if first else begun.setdefault(s.request.key, verified)
+                assert (s.learned.left_out.weight > 0) == (verified > began)
     assert done == {k: c.token_ids for k, c in plain.items()}
     units = model.config.num_layers * model.config.num_kv_heads
     for key, seen in plans.items():
@@ -228,3 +229,36 @@ def test_rules_are_checked() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             WindowRule(**fields)  # type: ignore[arg-type]
+
+
+def test_a_shared_prefix_is_tried_as_well(model: Transformer) -> None:
+    shared, *ends = random_prompts(model.config.vocab_size, [100, 2, 3, 2])
+    draft = drafting(0, windows=WindowRule(share=0.5, window=WINDOW))
+    config = engine_config(draft, max_num_seqs=12, max_model_len=200)
+    engine = Engine(model, config, eos_token_ids=[])
+    law = SamplingParams(max_tokens=8)
+    done = list(engine.generate(requests_for([shared + end for end in ends], law)))
+    assert engine.counters.num_cached_tokens >= 300 and len(done) == 3
+    assert engine._prefixes._prefix is not None
+    assert engine._prefixes._prefix.learned.unit_weight > SAMPLES // 2
+
+
+@pytest.mark.parametrize("similarity", ["mean", "last"])
+def test_who_gives_self_drafts_up_learns_nothing_for_them(
+    model: Transformer, monkeypatch: pytest.MonkeyPatch, similarity: str
+) -> None:
+    monkeypatch.setattr("admg.controller.Controller.own_may_pay", lambda *_: False)
+    shared, *ends = random_prompts(model.config.vocab_size, [60, 2, 3, 2])
+    rule = WindowRule(share=0.5, window=WINDOW)
+    draft = drafting(1, drafter="auto", similarity=similarity, windows=rule)
+    config = engine_config(draft, max_num_seqs=12, max_model_len=200)
+    engine = Engine(model, config, eos_token_ids=[])
+    for request in requests_for([shared + end for end in ends], SamplingParams(max_tokens=8)):
+        engine.submit(request)
+    while engine.has_work:
+        for completion in engine.step():
+            assert completion.stats.attention_similarity == []
+            assert completion.stats.dropped_attention_layers == []
+        for s in engine._scheduler.decoding():
+            assert (s.learned.filling, s.learned.left_out, s.units) == (None, None, None)
+    assert engine.counters.num_cached_tokens >= 180

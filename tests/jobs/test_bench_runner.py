@@ -87,7 +87,7 @@ def silent(_: object) -> None:
 def test_systems_take_turns(fake: type[FakeWorker]) -> None:
     report = runner.run(plan_for("admg", "transformers", repeats=3), silent, silent)
     names = ["plain", "admg", "transformers"]
-    expected = [("load", n) for n in names] + [("probe", "plain")]
+    expected = [("load", n) for n in names] + [("probe", "probe"), ("close", "probe")]
     expected += [("prepare", n) for n in names] + [("run", n) for n in names] * 3
     assert fake.asked[: len(expected)] == expected
     assert sorted(fake.asked[len(expected) :]) == sorted(("close", n) for n in names)

@@ -22,6 +22,9 @@ import pytest
 import torch
 import transformers
 
+# Files that take minutes: two processes share the tests, a file at a time, and begin with these.
+LONGEST = ("test_engine_real.py", "test_end_to_end.py")
+
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 LLAMA3_ROPE = {
@@ -38,6 +41,11 @@ YARN_ROPE = {
     "factor": 4.0,
     "original_max_position_embeddings": 128,
 }
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from lengths. Chosen per segment by its number of tokens:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +25,7 @@ from admg.attention_groups import Group
 from admg.attention_pages import Span
 from admg.attention_units import UnitAttention
 from admg.batch import RaggedBatch, Segment
-from admg.kv_arena import KVArena
+from admg.kv_arena import Extent, KVArena
 
 FEW_TOKENS = 32
 QUERY_BLOCK = 192
@@ -55,8 +55,9 @@ def plan_attention(
     long = tuple(s for s in batch.segments if s.count > FEW_TOKENS)
     worth = max(GROUP_WORTH // (kv_heads * head_dim), 1)
     parts: list[Group | Span] = []
-    for members in _near(short, worth):
-        groups = _equal_neighbours(members)
+    # Reading as many slots of others as a group is worth costs no more than another group.
+    for members in _runs(short, lambda one, other: other.start - one.end <= worth):
+        groups = _runs(members, _are_equal_neighbours)
         cheaper = _slots_of_groups(groups, worth) <= _slots_of_span(members, worth)
         # A span sums its pages in an order that only the CPU keeps from run to run.
         if cheaper or batch.positions.device.type != "cpu":
@@ -69,12 +70,12 @@ def plan_attention(
 def attend(q: Tensor, layer: int, batch: RaggedBatch, arena: KVArena) -> Tensor:
     """Attention output [T, H, d] for queries [T, H, d]; keys of this pass are already written."""
     plan = batch.attention
+    q = q * (1.0 / math.sqrt(q.shape[-1]))
     if isinstance(plan, UnitAttention):
         return plan.attend(q, layer, arena)
     if not isinstance(plan, AttentionPlan):
         plan = plan_attention(batch, arena.num_kv_heads, q.shape[-1], q.dtype)
         batch.attention = plan
-    q = q * (1.0 / math.sqrt(q.shape[-1]))
     if len(plan.short) == 1 and not plan.long and plan.short[0].asking.index == slice(0, len(q)):
         return plan.short[0].attend(q, layer, arena)
     out = torch.empty_like(q)
@@ -87,27 +88,21 @@ def attend(q: Tensor, layer: int, batch: RaggedBatch, arena: KVArena) -> Tensor:
     return out
 
 
-def _near(segments: Sequence[Segment], worth: int) -> list[list[Segment]]:
-    """Segments in runs with no more than `worth` slots of others between two of a run."""
+def _runs(
+    segments: Sequence[Segment], together: Callable[[Extent, Extent], bool]
+) -> list[list[Segment]]:
+    """Segments in runs, in which every two neighbours' extents go together."""
     runs: list[list[Segment]] = []
     for s in segments:
-        if runs and s.extent.start - runs[-1][-1].extent.end <= worth:
+        if runs and together(runs[-1][-1].extent, s.extent):
             runs[-1].append(s)
         else:
             runs.append([s])
     return runs
 
 
-def _equal_neighbours(segments: Sequence[Segment]) -> list[list[Segment]]:
-    """Runs of segments whose extents adjoin and have equal capacities."""
-    runs: list[list[Segment]] = []
-    for s in segments:
-        last = runs[-1][-1].extent if runs else None
-        if last and last.end == s.extent.start and last.capacity == s.extent.capacity:
-            runs[-1].append(s)
-        else:
-            runs.append([s])
-    return runs
+def _are_equal_neighbours(one: Extent, other: Extent) -> bool:
+    return one.end == other.start and one.capacity == other.capacity
 
 
 def _slots_of_groups(groups: Sequence[Sequence[Segment]], worth: int) -> float:

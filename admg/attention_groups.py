@@ -11,14 +11,13 @@ matmul library copies the one and plans the other otherwise.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from admg.batch import RaggedBatch, Segment
+from admg.batch import RaggedBatch, Segment, mask_of
 from admg.kv_arena import KVArena
 
 
@@ -72,9 +71,7 @@ class Group:
         asking = Asking.of(batch, members)
         slots = torch.arange(members[0].extent.capacity, device=batch.token_ids.device)
         hidden = slots > asking.positions[:, :, None]  # [n, Q, C]
-        mask = torch.zeros(hidden.shape, dtype=dtype, device=slots.device)
-        mask.masked_fill_(hidden, -math.inf)
-        return cls(tuple(members), asking, mask[:, None, None])
+        return cls(tuple(members), asking, mask_of(hidden, dtype)[:, None, None])
 
     def attend(self, q: Tensor, layer: int, arena: KVArena) -> Tensor:
         """Attention output [n*Q, H, d] for queries [n*Q, H, d], which are scaled already."""

@@ -14,7 +14,6 @@ where equal extents do not lie side by side (a running batch after its first seq
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor
 
 from admg.attention_groups import Asking
-from admg.batch import RaggedBatch, Segment
+from admg.batch import RaggedBatch, Segment, mask_of
 from admg.kv_arena import SLOT_GRAIN, KVArena
 
 
@@ -96,6 +95,4 @@ def _mask(
     """
     seen = positions[(unit // kv_heads).clamp_(max=len(positions) - 1)]  # [U, Q]
     slots = start[:, None, None] + torch.arange(SLOT_GRAIN, device=unit.device)  # [U, 1, P]
-    hidden = slots > seen[:, :, None]
-    mask = torch.zeros(hidden.shape, dtype=dtype, device=unit.device)
-    return mask.masked_fill_(hidden, -math.inf)[:, None]
+    return mask_of(slots > seen[:, :, None], dtype)[:, None]

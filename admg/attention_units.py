@@ -9,14 +9,13 @@ the arena, the others the pages up to their sequence's length.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from admg.batch import RaggedBatch
-from admg.kv_arena import SLOT_GRAIN, KVArena
+from admg.batch import RaggedBatch, mask_of
+from admg.kv_arena import SLOT_GRAIN, KVArena, first_rows
 from admg.windows import Near, attend_rows
 
 
@@ -40,10 +39,10 @@ class UnitAttention:
     parts: tuple[Units, ...]
 
     def attend(self, q: Tensor, layer: int, arena: KVArena) -> Tensor:
-        """Attention output [n, H, d] for queries [n, H, d], not scaled."""
+        """Attention output [n, H, d] for queries [n, H, d], which are scaled already."""
         n, heads, d = q.shape
         kv_heads = arena.num_kv_heads
-        folded = (q * (1.0 / math.sqrt(d))).view(n * kv_heads, heads // kv_heads, d)
+        folded = q.view(n * kv_heads, heads // kv_heads, d)
         out = torch.empty_like(folded)
         for part in self.parts:
             part.attend(folded, layer, arena, out)
@@ -61,15 +60,12 @@ class UnitReader:
         slots = int(positions.max()) // SLOT_GRAIN * SLOT_GRAIN + SLOT_GRAIN
         at = torch.arange(slots, device=positions.device)
         hidden = at > positions[:, None]  # [n, M*P]
-        start = torch.tensor([e.start * kv_heads for e in extents], device=positions.device)
         capacity = torch.tensor([e.capacity for e in extents], device=positions.device)
-        heads = torch.arange(kv_heads, device=positions.device)
-        first = start[:, None] + heads * capacity[:, None]  # [n, K]
         # A shorter sequence's rows go no further than its own: what is hidden is not read twice.
         own = torch.minimum(at, capacity[:, None] - 1)[:, None]
+        first = first_rows(extents, kv_heads, positions.device)
         self._rows = first[:, :, None] + own  # [n, K, M*P]
-        self._mask = torch.zeros(hidden.shape, dtype=dtype, device=positions.device)
-        self._mask.masked_fill_(hidden, -math.inf)
+        self._mask = mask_of(hidden, dtype)
 
     def layer(self, members: list[int], limited: list[tuple[int, ...]]) -> UnitAttention:
         """For a layer that the sequences `members` run, `limited` naming the heads of each."""

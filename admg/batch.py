@@ -9,6 +9,7 @@ an ordinary token).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -108,3 +109,9 @@ class SubBatch:
     index: Tensor
     batch: RaggedBatch
     limited: Tensor | None = None
+
+
+def mask_of(hidden: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to scores: -inf where `hidden` (bool, any shape), else 0."""
+    mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
+    return mask.masked_fill_(hidden, -math.inf)

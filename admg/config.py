@@ -13,7 +13,8 @@ from typing import Literal, get_args
 Verification = Literal["shared", "token", "block"]
 SimilarityMean = Literal["mean", "last", "decay"]
 Drafter = Literal["auto", "admg", "ngram", "none"]
-DraftWeights = Literal["full", "int8", "int4"]
+LowBit = Literal["int8", "int4"]
+DraftWeights = Literal["full", LowBit]
 
 
 def _refuse(condition: bool, name: str, value: object, right: str) -> None:
@@ -264,7 +265,7 @@ class DraftConfig:
         return self.verification != "shared"
 
     @property
-    def low_bit(self) -> Literal["int8", "int4"] | None:
+    def low_bit(self) -> LowBit | None:
         """The smaller form of the weights that drafts need, if any."""
         return None if self.draft_weights == "full" else self.draft_weights
 

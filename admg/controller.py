@@ -68,8 +68,8 @@ class Explanation:
     """What a controller goes by.
 
     `rounds` by choice; `costs` by kind of pass, (sequences, context, tokens, seconds) for each
-    point that was timed; `lookup` the acceptance by what was matched; `trust` how
-    many of the tokens expected of drafts have come of late.
+    point that was timed; `lookup` the acceptance by what was matched; `trust` how many of the
+    tokens expected of drafts have come of late.
     """
 
     rounds: dict[str, int]
@@ -203,10 +203,10 @@ class Controller:
             dict(self.rounds),
             {name: cost.table() for name, cost in costs.items() if cost is not None},
             {
-                f"{matched} tokens{' of another row' if stored else ''}": seen.chance(prior)
-                for ((stored, matched), seen), prior in zip(
-                    self.lookup.items(), LOOKUP_PRIOR.values(), strict=True
+                f"{matched} tokens{' of another row' if stored else ''}": (
+                    self.lookup[stored, matched].chance(prior)
                 )
+                for (stored, matched), prior in LOOKUP_PRIOR.items()
             },
             dict(self.trust),
         )

@@ -19,6 +19,7 @@ This file knows nothing about tokens, masks or models.
 from __future__ import annotations
 
 from bisect import insort
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +44,14 @@ class Extent:
     def end(self) -> int:
         """The slot after the last one."""
         return self.start + self.capacity
+
+
+def first_rows(extents: Sequence[Extent], kv_heads: int, device: torch.device | str) -> Tensor:
+    """Where the slots of each unit of these extents begin: rows [n, K] int64 of the arena."""
+    places = torch.tensor(
+        [[e.start * kv_heads, e.capacity] for e in extents], dtype=torch.int64, device=device
+    )
+    return places[:, :1] + torch.arange(kv_heads, device=device) * places[:, 1:]
 
 
 def bytes_per_slot(config: ModelConfig, dtype: torch.dtype) -> int:

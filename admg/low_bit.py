@@ -11,12 +11,12 @@ tokens in a pass and lose for many.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-LowBit = Literal["int8", "int4"]
+from admg.config import LowBit
+
 Product = Callable[[Tensor], Tensor]
 
 _GROUP = 32

@@ -23,10 +23,11 @@ from torch import Tensor
 from admg.attention import attend
 from admg.batch import RaggedBatch, SubBatch
 from admg.checkpoint import LayerWeights, Weights, load_weights
+from admg.config import LowBit
 from admg.families import ModelConfig, read_model_config
 from admg.kv_arena import KVArena
 from admg.linear import Linear
-from admg.low_bit import Int4Linear, Int8Linear, LowBit, Product, check_low_bit, low_bit_linear
+from admg.low_bit import Int4Linear, Int8Linear, Product, check_low_bit, low_bit_linear
 from admg.rope import apply_rope, rope_tables
 from admg.windows import HeadsObserver
 

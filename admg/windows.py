@@ -20,7 +20,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from admg.kv_arena import Extent, KVArena
+from admg.batch import mask_of
+from admg.kv_arena import Extent, KVArena, first_rows
 
 SINKS = 4
 
@@ -67,18 +68,13 @@ class Near:
     ) -> Near:
         """For tokens at `positions` [n] of the sequences in `extents`."""
         device = positions.device
-        places = torch.tensor(
-            [[e.start * kv_heads, e.capacity] for e in extents], dtype=torch.int64, device=device
-        )
         first = torch.arange(SINKS, device=device).expand(len(positions), SINKS)
         last = positions[:, None] + torch.arange(1 - window, 1, device=device)
         # A key that is among the first as well as among the last is seen once.
         hidden = torch.cat([first > positions[:, None], last < SINKS], dim=1)
         slots = torch.cat([first, last.clamp_min(0)], dim=1)  # [n, S]
-        heads = torch.arange(kv_heads, device=device)[:, None]
-        rows = places[:, :1, None] + heads * places[:, 1:, None] + slots[:, None]
-        mask = torch.zeros(hidden.shape, dtype=dtype, device=device)
-        return cls(rows, mask.masked_fill_(hidden, -math.inf))
+        rows = first_rows(extents, kv_heads, device)[:, :, None] + slots[:, None]
+        return cls(rows, mask_of(hidden, dtype))
 
 
 def attend_near(queries: Tensor, layer: int, near: Near, arena: KVArena) -> Tensor:

@@ -22,10 +22,7 @@ class NgramIndex:
 
     def extend(self, tokens: list[int]) -> None:
         """Take in the tokens that were committed since the last call."""
-        for at in range(self.known, len(tokens)):
-            for n in LENGTHS:
-                if at >= n:
-                    self.follows[n][tuple(tokens[at - n : at])] = at
+        index_ngrams(self.follows, tokens, self.known)
         self.known = len(tokens)
 
     def match(self, tokens: list[int]) -> tuple[int, int] | None:
@@ -43,3 +40,13 @@ def copy_from(tokens: list[int], at: int, count: int) -> list[int]:
     for i in range(at, at + count):
         copied.append(tokens[i] if i < len(tokens) else copied[i - len(tokens)])
     return copied
+
+
+def index_ngrams(
+    follows: dict[int, dict[tuple[int, ...], int]], tokens: list[int], first: int, start: int = 0
+) -> None:
+    """Note in `follows` what each token from position `first` on follows, none before `start`."""
+    for at in range(first, len(tokens)):
+        for n, places in follows.items():
+            if at - n >= start:
+                places[tuple(tokens[at - n : at])] = at

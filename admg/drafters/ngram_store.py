@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from admg.drafters.ngram_index import index_ngrams
+
 # Lengths of the suffix that is looked up, the longest first. Two tokens stand everywhere.
 LENGTHS = (5, 4, 3)
 # Tokens of the prompt's end that are kept: they lead to how completions begin.
@@ -29,10 +31,7 @@ class _Generation:
     def add(self, text: Sequence[int]) -> None:
         start = len(self.tokens)
         self.tokens.extend(text)
-        for at in range(start + LENGTHS[-1], len(self.tokens)):
-            for n in LENGTHS:
-                if at - n >= start:
-                    self.follows[n][tuple(self.tokens[at - n : at])] = at
+        index_ngrams(self.follows, self.tokens, start, start)
         self.tokens.append(_END)
 
 

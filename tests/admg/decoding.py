@@ -13,11 +13,10 @@ from torch import Tensor
 
 from admg.batch import RaggedBatch
 from admg.checkpoint import Weights, load_weights
-from admg.config import DraftConfig, DropRule, EngineConfig, SamplingParams
+from admg.config import DraftConfig, DropRule, EngineConfig, LowBit, SamplingParams
 from admg.engine import Engine
 from admg.families import read_model_config
 from admg.kv_arena import KVArena, bytes_per_slot
-from admg.low_bit import LowBit
 from admg.model import Transformer
 from admg.noise import exponential, position_key, stream, token_hash
 from admg.request import Completion, Request

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from jobs.bench.null_engine import NullFactory
 from jobs.bench.null_runs import Say, commit_all, null_config, write_input
 from jobs.bench.pipeline import Sizes
 from pipeline.run import run
+from tests.local_ray import start_ray
 
 Call = Callable[..., Result]
 
@@ -27,13 +27,7 @@ def a_ray() -> Iterator[None]:
 
     started = not ray.is_initialized()
     if started:
-        ray.init(
-            address="local",
-            num_cpus=4,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        start_ray()
     yield
     if started:
         ray.shutdown()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.local_ray import start_ray
 from tests.pipeline.s3 import S3Server, environment, free_port, s3_server
 
 CHAT = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}|{% endfor %}a:"
@@ -48,13 +48,7 @@ def ray_cluster(s3_port: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         # Else its workers, at 15, get what other tests and programs leave over.
         patch.setenv("RAY_worker_niceness", "0")
-        ray.init(
-            address="local",
-            num_cpus=4,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        start_ray()
     yield
     ray.shutdown()
 

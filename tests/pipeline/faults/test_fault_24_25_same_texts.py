@@ -27,6 +27,7 @@ from pipeline.manifest import MANIFEST
 from pipeline.run import run
 from tests.pipeline.conftest import write_shards
 from tests.pipeline.faults.killing import committed, kill_when
+from tests.pipeline.faults.wrapped import Wrapped
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 ROWS = 24
@@ -48,19 +49,12 @@ COUNTS = (
 )
 
 
-class Recorded:
+class Recorded(Wrapped):
     """The real engine; every completion's token ids are written down."""
 
     def __init__(self, engine: Any, factory: RecordedModel) -> None:
-        self._engine, self._factory = engine, factory
-
-    @property
-    def has_work(self) -> bool:
-        return bool(self._engine.has_work)
-
-    @property
-    def counters(self) -> Any:
-        return self._engine.counters
+        super().__init__(engine)
+        self._factory = factory
 
     def submit(self, request: Request) -> int:
         return int(self._engine.submit(request))

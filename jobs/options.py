@@ -33,7 +33,11 @@ _data = [
     ),
     option(DATA, "--output", metavar="DIR", help="Folder or URI for the result; resumes there."),
     option(
-        DATA, "--model", metavar="DIR", help="A Hugging Face folder, or demo for the demo model."
+        DATA,
+        "--model",
+        metavar="DIR",
+        help="A Hugging Face folder or URI (s3://, gs://, hf://ORG/NAME), copied to each machine "
+        "once; or demo.",
     ),
     option(
         DATA, "--id-column", metavar="NAME", help="The rows' unique ids.", default=_RUN.id_column

@@ -10,13 +10,17 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from admg.config import EngineConfig
 from admg.request import Completion, Request
 from admg.stats import EngineCounters
 from pipeline.config import Dtype, RunConfig
-from pipeline.fingerprint import model_identity
+from pipeline.fingerprint import identity_of, model_identity
+from pipeline.retry import Patience
+
+if TYPE_CHECKING:
+    from pipeline.weights import RemoteCheckpoint
 
 
 class TokenizerLike(Protocol):
@@ -97,34 +101,52 @@ class ModelTokenizer:
 
 @dataclass(frozen=True, slots=True)
 class ModelFactory:
-    """The default: `admg.llm.LLM` on a checkpoint folder.
+    """The default: `admg.llm.LLM` on a checkpoint folder, or on one that is copied here first.
 
     `cpu_share` is how many actors share a machine's CPUs (None on GPUs: torch's own choice).
+    `remote` is the listing of a model that was given by URI; each machine copies it once.
     """
 
     path: str
     engine: EngineConfig
     dtype: Dtype = "auto"
     cpu_share: int | None = None
+    remote: RemoteCheckpoint | None = None
 
     @classmethod
     def of(cls, config: RunConfig) -> ModelFactory:
-        """The factory of a run; whether actors share CPUs is known once the cluster is."""
-        return cls(config.model, config.engine, config.dtype)
+        """The factory of a run; whether actors share CPUs is known once the cluster is.
+
+        Raises:
+            ValueError: the model is given by URI, and there is none that can be used.
+        """
+        from pipeline.weights import local_folder, remote_checkpoint
+
+        patience = Patience(config.storage_patience_seconds)
+        remote = remote_checkpoint(config.model, patience)
+        path = local_folder(config.model) if remote is None else ""
+        return cls(path, config.engine, config.dtype, remote=remote)
+
+    def _folder(self, *, weights: bool) -> str:
+        return str(self.remote.folder(weights=weights)) if self.remote else self.path
 
     def check(self) -> int | None:
         """The longest sequence: the model's context length, or less by what the engine is told."""
+        from admg.checkpoint import checkpoint_files
         from admg.llm import longest_sequence
 
-        return longest_sequence(self.path, self.engine, self.dtype)
+        longest = longest_sequence(self._folder(weights=False), self.engine, self.dtype)
+        if self.remote is None:
+            checkpoint_files(self.path)  # none, or pickled ones: found before anything is started
+        return longest
 
     def identity(self) -> dict[str, str]:
         """Hashes of the checkpoint's small files and of its weights' names and sizes."""
-        return model_identity(self.path)
+        return identity_of(self.remote.openers()) if self.remote else model_identity(self.path)
 
     def tokenizer(self) -> TokenizerLike:
         """The checkpoint's tokenizer."""
-        return ModelTokenizer(self.path)
+        return ModelTokenizer(self._folder(weights=False))
 
     def build(self, max_num_seqs: int | None = None) -> EngineLike:
         """Load the model. Ray leaves one thread to an actor; decoding wants its share of all."""
@@ -137,5 +159,5 @@ class ModelFactory:
         engine = self.engine
         if max_num_seqs is not None:
             engine = replace(engine, max_num_seqs=max_num_seqs)
-        loaded = LLM.load(self.path, engine=engine, dtype=self.dtype)
+        loaded = LLM.load(self._folder(weights=True), engine=engine, dtype=self.dtype)
         return cast(EngineLike, loaded.engine)

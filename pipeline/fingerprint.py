@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pipeline.config import RunConfig
 
@@ -28,6 +32,7 @@ _TOKENIZER = (
     "chat_template.json",
 )
 _SAMPLES, _SAMPLE_BYTES = 32, 4096
+_AT_ONCE = 8
 # To be raised whenever the same settings begin to give another text, another row key or another
 # meaning of a column: noise, sampling, verification, templates, tokenising.
 _SEMANTICS = 1
@@ -94,10 +99,7 @@ def _digest(parts: list[bytes]) -> str:
 
 
 def model_identity(path: str) -> dict[str, str]:
-    """What a checkpoint folder is, cheaply: its small files' content, and samples of its weights.
-
-    Weights are known by name, size, beginning, end and what stands at places between: training
-    changes all of a tensor, so that a model tuned from another does not pass for it.
+    """What a checkpoint folder is, cheaply: see `identity_of`.
 
     Raises:
         ValueError: the path is not a folder.
@@ -105,26 +107,45 @@ def model_identity(path: str) -> dict[str, str]:
     folder = Path(path)
     if not folder.is_dir():
         raise ValueError(f"model is {path!r}: it must be a folder with a checkpoint")
+    return identity_of({f.name: partial(f.open, "rb") for f in folder.iterdir() if f.is_file()})
+
+
+def identity_of(files: Mapping[str, Callable[[], IO[Any]]]) -> dict[str, str]:
+    """What a checkpoint is: its small files' content, and samples of its weights.
+
+    Weights are known by name, size, beginning, end and what stands at places between: training
+    changes all of a tensor, so that a model tuned from another does not pass for it. Where the
+    files lie does not count: a checkpoint has one identity in a bucket and on a disk.
+
+    Args:
+        files: for each name a function that opens the file for reading.
+    """
 
     def content(names: tuple[str, ...]) -> str:
-        found = [folder / n for n in names if (folder / n).is_file()]
-        return _digest([part for f in found for part in (f.name.encode(), f.read_bytes())])
+        parts = []
+        for name in names:
+            if name in files:
+                with files[name]() as stream:
+                    parts += [name.encode(), bytes(stream.read())]
+        return _digest(parts)
 
-    weights = sorted({f for pattern in _WEIGHTS for f in folder.glob(pattern)})
+    weights = sorted(n for n in files if any(fnmatch(n, pattern) for pattern in _WEIGHTS))
+    with ThreadPoolExecutor(_AT_ONCE) as pool:  # of a bucket, each sample is a request
+        samples = list(pool.map(lambda name: _sampled(name, files[name]), weights))
     return {
         "config": content(("config.json",)),
         "generation_config": content(("generation_config.json",)),
         "tokenizer": content(_TOKENIZER),
-        "weights": _digest([part for f in weights for part in _sampled(f)]),
+        "weights": _digest([part for parts in samples for part in parts]),
     }
 
 
-def _sampled(file: Path) -> list[bytes]:
-    size = file.stat().st_size
-    last = max(0, size - _SAMPLE_BYTES)
-    parts = [b"%s %d" % (file.name.encode(), size)]
-    with file.open("rb") as stream:
+def _sampled(name: str, opener: Callable[[], IO[Any]]) -> list[bytes]:
+    with opener() as stream:
+        size = stream.seek(0, os.SEEK_END)
+        last = max(0, size - _SAMPLE_BYTES)
+        parts = [b"%s %d" % (name.encode(), size)]
         for i in range(_SAMPLES):
             stream.seek(last * i // (_SAMPLES - 1))
-            parts.append(stream.read(_SAMPLE_BYTES))
+            parts.append(bytes(stream.read(_SAMPLE_BYTES)))
     return parts

@@ -25,6 +25,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from pipeline.errors import Fenced, StorageError
+from pipeline.redaction import redacted
 from pipeline.retry import PATIENCE, Patience, one_line
 
 STATE = "_admg"
@@ -55,7 +56,7 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
 
             system, path = fsspec.core.url_to_fs(uri)
         except (ImportError, ValueError):
-            raise ValueError(f"{uri!r} is no usable path: {known_to_arrow}") from None
+            raise ValueError(redacted(f"{uri!r} is no usable path: {known_to_arrow}")) from None
         return fs.PyFileSystem(fs.FSSpecHandler(system)), path
 
 
@@ -215,8 +216,8 @@ class Store:
 
     def _fenced(self) -> Fenced:
         return Fenced(
-            f"output {self.uri!r} is no longer this run's to write to: another run has taken it "
-            "over, this one has ended, or the folder was removed"
+            f"output {redacted(self.uri)!r} is no longer this run's to write to: another run has "
+            "taken it over, this one has ended, or the folder was removed"
         )
 
 

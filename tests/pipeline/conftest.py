@@ -41,13 +41,15 @@ def s3(s3_process: S3Server) -> S3Server:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster(s3_port: int) -> Iterator[None]:
+def ray_cluster(s3_port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A local Ray that all tests share."""
     import ray
 
     with pytest.MonkeyPatch.context() as patch:
         # Else its workers, at 15, get what other tests and programs leave over.
         patch.setenv("RAY_worker_niceness", "0")
+        # Models by URI are copied to the machine of an actor, which is to be none of the user's.
+        patch.setenv("ADMG_BATCH_CACHE", str(tmp_path_factory.mktemp("actors-cache")))
         start_ray()
     yield
     ray.shutdown()

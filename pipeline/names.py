@@ -20,7 +20,7 @@ from pipeline.keys import Keys
 
 SUFFIX = ".parquet"
 Flags = npt.NDArray[np.bool_]
-_DIGEST_CHARS = 12
+DIGEST_CHARS = 12
 _PATTERN = re.compile(r"(part|merged)-([0-9a-f]{12})-(\d{8,})-([0-9a-f]{32})\.parquet")
 
 
@@ -38,7 +38,7 @@ class FileName:
         cls, fingerprint: Fingerprint, keys: Keys, ok: Flags, fence: int, merged: bool = False
     ) -> FileName:
         """The name of the file that holds exactly these rows: their keys and which succeeded."""
-        return cls(fence, merged, fingerprint.digest[:_DIGEST_CHARS], content_of(keys, ok))
+        return cls(fence, merged, fingerprint.digest[:DIGEST_CHARS], content_of(keys, ok))
 
     @classmethod
     def parse(cls, name: str) -> FileName | None:

@@ -1,8 +1,4 @@
-"""How far a run is: counters that actors report, and what people are shown of them.
-
-Reports are cheap: an actor sends its running totals about once a second to one small Ray actor,
-the board, and waits for no answer; the driver reads the board.
-"""
+"""How far a run is: what people are shown of the counters that actors report."""
 
 from __future__ import annotations
 
@@ -10,59 +6,27 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from admg.request import Completion
+from pipeline.counters import Board, Counters, Reading
+
+__all__ = ["Board", "Counters", "Phase", "Progress", "Reading", "Tracker", "Watch", "ratio"]
 
 Phase = Literal["checking", "starting", "decoding", "finishing"]
-
-
-@dataclass(frozen=True, slots=True)
-class Counters:
-    """Running totals of one actor, or of several added up."""
-
-    rows: int = 0
-    rows_error: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    num_spec_steps: int = 0
-    spec_tokens: float = 0.0
-    speedup_seconds: float = 0.0
-    timed_seconds: float = 0.0
-    audit_tokens: int = 0
-
-    def __add__(self, other: Counters) -> Counters:
-        names = [f.name for f in fields(Counters)]
-        return Counters(*(getattr(self, n) + getattr(other, n) for n in names))
-
-    def plus_errors(self, rows: int) -> Counters:
-        """With error rows that the engine never saw."""
-        return replace(self, rows=self.rows + rows, rows_error=self.rows_error + rows)
-
-    def plus(self, completion: Completion) -> Counters:
-        """With one finished sequence."""
-        s = completion.stats
-        timed = s.decode_seconds if s.speedup is not None else 0.0
-        return Counters(
-            self.rows + 1,
-            self.rows_error + (completion.finish_reason == "error"),
-            self.prompt_tokens + s.prompt_tokens,
-            self.completion_tokens + s.completion_tokens,
-            self.num_spec_steps + s.num_spec_steps,
-            self.spec_tokens + (s.mean_acceptance_length or 0.0) * s.num_spec_steps,
-            self.speedup_seconds + (s.speedup or 0.0) * timed,
-            self.timed_seconds + timed,
-        )
+_ROWS_FOR_A_PACE = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
     """What a run shows of itself.
 
-    Rows committed by earlier runs count as done; tokens, `tokens_per_second` and the ratios are
-    this run's, and the clock of `tokens_per_second` starts when the first model is loaded.
-    `seconds` is the time since the run began.
+    Rows committed by earlier runs count as done; tokens, tokens per second (of completions, and of
+    prompts), the ratios and the errors are this run's, and the clock of tokens per second starts
+    when the first model is loaded. `errors_by_code` holds those whose code is known while the run
+    works; in the end the errors are those of the whole output. `seconds` is the time since the run
+    began, `eta_seconds` what is left of it at its pace so far (None: too early to say). `actors`
+    have loaded a model, and `actors_alive` have reported in the last seconds.
     """
 
     rows_total: int = 0
@@ -72,9 +36,13 @@ class Progress:
     completion_tokens: int = 0
     seconds: float = 0.0
     tokens_per_second: float = 0.0
+    prompt_tokens_per_second: float = 0.0
     mean_acceptance_length: float | None = None
     speedup: float | None = None
     actors: int = 0
+    actors_alive: int = 0
+    errors_by_code: dict[str, int] = field(default_factory=dict)
+    eta_seconds: float | None = None
     phase: Phase = "checking"
 
 
@@ -83,52 +51,29 @@ def ratio(numerator: float, denominator: float) -> float | None:
     return numerator / denominator if denominator else None
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """What the board knows: actors that reported, their sum, seconds since the first report."""
-
-    actors: int
-    counters: Counters
-    seconds: float
-
-
-class Board:
-    """The latest counters of every actor, by name. Lives in a Ray actor."""
-
-    def __init__(self) -> None:
-        self._counters: dict[str, Counters] = {}
-        self._first = 0.0
-
-    def report(self, name: str, counters: Counters) -> None:
-        """Replace what this process said before; it is called actor/process."""
-        if not self._counters:
-            self._first = time.monotonic()
-        self._counters[name] = counters
-
-    def read(self) -> Reading:
-        """Everything at once."""
-        seconds = time.monotonic() - self._first if self._counters else 0.0
-        total = sum(self._counters.values(), Counters())
-        return Reading(len({name.split("/")[0] for name in self._counters}), total, seconds)
-
-
 class Tracker:
-    """Turns counters into `Progress` and hands it to a callback, from one thread at a time.
+    """Turns counters into `Progress` and hands it to callbacks, from one thread at a time.
 
     `decoding_seconds` is the time from the first loaded model to the last reading.
     """
 
     def __init__(self, callback: Callable[[Progress], None] | None) -> None:
-        self._callback = callback
+        self._callbacks = [] if callback is None else [callback]
         self._began = time.monotonic()
         self.decoding_seconds = 0.0
         self._lock = threading.Lock()
         self._latest = Progress()
 
+    def listen(self, callback: Callable[[Progress], None]) -> None:
+        """Tell one more, the latest at once."""
+        with self._lock:
+            self._callbacks.append(callback)
+            callback(self._latest)
+
     def phase(self, phase: Phase, **known: Any) -> None:
         """Enter a phase, with whatever else is known by now."""
         with self._lock:
-            self._show(replace(self._latest, phase=phase, **known))
+            self._show(replace(self._latest, phase=phase, eta_seconds=None, **known))
 
     def update(self, reading: Reading, reused: int) -> None:
         """Take new counters in; the first report says that a model is loaded."""
@@ -137,20 +82,24 @@ class Tracker:
         with self._lock:
             self.decoding_seconds = reading.seconds
             counters = reading.counters
-            speed = ratio(counters.completion_tokens, reading.seconds) or 0.0
+            # Rows that an engine took down with it are counted again.
+            done = min(reused + counters.rows, self._latest.rows_total)
             self._show(
                 replace(
                     self._latest,
                     phase="decoding",
                     actors=reading.actors,
-                    # Rows that an engine took down with it are counted again.
-                    rows_done=min(reused + counters.rows, self._latest.rows_total),
+                    actors_alive=reading.alive,
+                    rows_done=done,
                     rows_error=counters.rows_error,
+                    errors_by_code=counters.errors,
                     prompt_tokens=counters.prompt_tokens,
                     completion_tokens=counters.completion_tokens,
-                    tokens_per_second=speed,
+                    tokens_per_second=_rate(counters.completion_tokens, reading.seconds),
+                    prompt_tokens_per_second=_rate(counters.prompt_tokens, reading.seconds),
                     mean_acceptance_length=ratio(counters.spec_tokens, counters.num_spec_steps),
                     speedup=ratio(counters.speedup_seconds, counters.timed_seconds),
+                    eta_seconds=_seconds_left(reading, self._latest.rows_total - done),
                 )
             )
 
@@ -161,8 +110,21 @@ class Tracker:
 
     def _show(self, progress: Progress) -> None:
         self._latest = replace(progress, seconds=self.seconds)
-        if self._callback is not None:
-            self._callback(self._latest)
+        for callback in self._callbacks:
+            callback(self._latest)
+
+
+def _rate(count: int, seconds: float) -> float:
+    return ratio(count, seconds) or 0.0
+
+
+def _seconds_left(reading: Reading, left: int) -> float | None:
+    """At the pace of this run; rows committed by earlier runs cost nothing.
+
+    Rows that are decoded together end together: the first few say nothing about the pace.
+    """
+    rows = reading.counters.rows
+    return None if rows < _ROWS_FOR_A_PACE else reading.seconds / rows * left
 
 
 class Watch:

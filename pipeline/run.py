@@ -10,6 +10,7 @@ from pipeline.config import RunConfig
 from pipeline.dataflow import decode
 from pipeline.factory import EngineFactory, ModelFactory
 from pipeline.finish import finish
+from pipeline.heartbeat import beating
 from pipeline.job import Job, check_job
 from pipeline.lease import Lease, LeaseTimes, hold
 from pipeline.ledger import Ledger, check_same_job, common_schema, read_ledger
@@ -67,7 +68,7 @@ def run(
     tracker.phase("checking")
     job = check_job(config, engine_factory or ModelFactory.of(config))
     scan = job.source.scan(config)
-    with hold(job.store, lease_times) as lease:
+    with hold(job.store, lease_times) as lease, beating(lease, job.fingerprint, tracker):
         return _run(replace(job, store=lease.store), scan, lease, tracker, started)
 
 
@@ -78,7 +79,7 @@ def _run(job: Job, scan: Scan, lease: Lease, tracker: Tracker, started: str) -> 
     job = replace(job, schema=common_schema(job.store, ledger, job.schema))
     warn_of_lost_files(job.store, ledger)
     done = ledger.only_ok() if config.retry_failed else ledger
-    pending = _pending(job, scan.chunks, ledger, done)
+    pending = pending_chunks(job, scan.chunks, ledger, done)
     total = scan.rows
     todo = sum(rows for _, rows in pending)
     tracker.phase("starting", rows_total=total, rows_done=total - todo)
@@ -105,6 +106,8 @@ def _run(job: Job, scan: Scan, lease: Lease, tracker: Tracker, started: str) -> 
         "config": {"actors": config.actors, "rows_per_block": config.rows_per_block},
     }
     summary = finish(job, scan.chunks, lease, facts)
+    errors = {"rows_error": summary.rows_error, "errors_by_code": summary.errors_by_code}
+    tracker.phase("finishing", **errors)
     return RunReport(
         rows_total=total,
         rows_ok=summary.rows - summary.rows_error,
@@ -121,7 +124,7 @@ def _run(job: Job, scan: Scan, lease: Lease, tracker: Tracker, started: str) -> 
     )
 
 
-def _pending(
+def pending_chunks(
     job: Job, scanned: Sequence[ScannedChunk], ledger: Ledger, done: Ledger
 ) -> list[tuple[ScannedChunk, int]]:
     """The chunks that hold rows to decode, with their number.

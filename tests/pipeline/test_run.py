@@ -17,9 +17,11 @@ import pytest
 from admg.config import DraftConfig, EngineConfig, SamplingParams
 from pipeline.config import PromptConfig, RunConfig
 from pipeline.errors import PipelineError
+from pipeline.heartbeat import read_heartbeat
 from pipeline.manifest import read_manifest
 from pipeline.progress import Progress
 from pipeline.run import RunReport, run
+from pipeline.storage import Store
 from tests.pipeline.conftest import write_shards
 from tests.pipeline.standin import REFUSED, StandIn, expected
 
@@ -106,6 +108,9 @@ def test_good_and_bad_rows_end_to_end(tmp_path: Path) -> None:
     phases = list(dict.fromkeys(p.phase for p in seen))
     assert phases == ["checking", "starting", "decoding", "finishing"]
     assert seen[-1].rows_done == seen[-1].rows_total == 35
+    beat = read_heartbeat(Store(config.output)) or {}
+    assert (beat["phase"], beat["rows_done"], beat["rows_error"]) == ("ended", 35, 5)
+    assert beat["errors_by_code"] == codes
     check_readers(config)
     check_manifest(config, report)
     check_second_run(tmp_path, config, report)
@@ -143,9 +148,10 @@ def check_manifest(config: RunConfig, report: RunReport) -> None:
 
 
 def snapshot(config: RunConfig) -> dict[Path, int]:
-    """All files with their times, but for the lease: each run takes it."""
-    files = [p for p in Path(config.output).rglob("*") if p.is_file() and p.parent.name != "lease"]
-    return {p: p.stat().st_mtime_ns for p in files}
+    """All files with their times, but for the lease and the heartbeat: each run has its own."""
+    files = [p for p in Path(config.output).rglob("*") if p.is_file()]
+    own = ("lease", "heartbeat.json")
+    return {p: p.stat().st_mtime_ns for p in files if not {p.name, p.parent.name} & {*own}}
 
 
 def check_second_run(tmp_path: Path, config: RunConfig, report: RunReport) -> None:
@@ -192,6 +198,8 @@ def test_an_engine_that_is_gone_loses_nothing_and_what_is_committed_is_not_redon
         run(config, engine_factory=factory, on_progress=light)
     committed = len(rows_of(config))
     assert 0 < committed < 80
+    beat = read_heartbeat(Store(config.output)) or {}
+    assert (beat["phase"], "weights are gone" in beat["reason"]) == ("failed", True)
     assert not (Path(config.output) / "_SUCCESS").exists()
 
     done = {row["row_key"].hex() for row in rows_of(config).values()}

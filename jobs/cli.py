@@ -9,9 +9,13 @@ import click
 
 from jobs.bench.command import bench
 from jobs.bench.pipeline_command import pipeline
+from jobs.dry_run import dry_run_options, looks_ahead, show_plan
 from jobs.failures import EXIT_CODES, EXIT_ERROR_ROWS, Main, verbose_option
 from jobs.options import ExampleCommand, run_options
 from jobs.prepare_commands import prepare
+from jobs.status_command import status
+from jobs.stop_command import stop
+from jobs.submit_command import submit
 
 _SETTINGS = {"max_content_width": 96, "help_option_names": ["-h", "--help"]}
 
@@ -30,15 +34,26 @@ def main() -> None:
 
 
 main.add_command(prepare)
+main.add_command(submit)
+main.add_command(status)
+main.add_command(stop)
 main.add_command(bench)
 bench.add_command(pipeline)
 
 
 @main.command(cls=ExampleCommand, example=f"{_PREPARE}\n{_RUN}", notes=EXIT_CODES)
 @run_options
+@dry_run_options
 @verbose_option
 @click.pass_context
-def run(ctx: click.Context, config: str | None, **flags: Any) -> None:
+def run(
+    ctx: click.Context,
+    config: str | None,
+    dry_run: bool,
+    no_sample: bool,
+    as_json: bool,
+    **flags: Any,
+) -> None:
     """Decode every row of the input that the output does not hold yet.
 
     The same command on the same output goes on where the last one ended.
@@ -49,6 +64,8 @@ def run(ctx: click.Context, config: str | None, **flags: Any) -> None:
 
     job = JobFile() if config is None else read_job_file(config)
     settings = run_config(flags, job, config)
+    if looks_ahead(dry_run, no_sample, as_json):
+        return show_plan(settings, flags, job, sample=not no_sample, as_json=as_json)
     report = run_and_show(ctx, settings)
     if report.rows_error or report.bad_shards:
         ctx.exit(EXIT_ERROR_ROWS)

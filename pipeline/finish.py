@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.commit_times import note_commits
 from pipeline.compaction import Replacement, plan, write_anew
 from pipeline.errors import PipelineError
 from pipeline.job import Job
@@ -50,6 +51,7 @@ def finish(
             return _summary(job.store, ledger)  # the manifest of the run that did it all stays
         if todo:
             job.store.delete(SUCCESS)
+            note_commits(job.store, todo.names)
         ledger = _put_in_order(job, ledger, best, todo)
         summary = _summary(job.store, ledger)
         _check_complete(job, scanned, ledger)

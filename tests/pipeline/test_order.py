@@ -214,6 +214,7 @@ def test_every_death_on_the_way_to_success(tmp_path: Path) -> None:
         assert max(pq.read_metadata(f).num_rows for f in copy.glob("*.parquet")) <= 4
     assert [line.split("-")[0].split("/")[-1] for line in did] == [
         "delete _SUCCESS",
+        "commits.arrow",
         *["write merged"] * 3,
         "manifest.json",
         *["delete part"] * 10,

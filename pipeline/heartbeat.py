@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from pipeline.fingerprint import Fingerprint
 from pipeline.lease import Lease
 from pipeline.names import DIGEST_CHARS
 from pipeline.progress import Progress, Tracker
+from pipeline.redaction import redacted
 from pipeline.storage import STATE, Store
 
 HEARTBEAT = f"{STATE}/heartbeat.json"
@@ -34,7 +34,6 @@ ENDS = ("ended", "interrupted", "failed")
 _PATIENCE_SECONDS = 1.0
 _AGAIN_SECONDS = 1.0
 _LAST_SECONDS = 10.0
-_USER_IN_URI = re.compile(r"://[^/@\s]+@")
 
 
 class Heartbeat:
@@ -65,7 +64,7 @@ class Heartbeat:
 
     def end(self, phase: str, reason: str = "") -> None:
         """Write the last one: `phase` is one of `ENDS`."""
-        self._end = {"phase": phase, "reason": without_user(reason)}
+        self._end = {"phase": phase, "reason": redacted(reason)}
         self._ended.set()
         self._news.set()
         self._thread.join(timeout=_LAST_SECONDS)
@@ -141,8 +140,3 @@ def read_heartbeat(store: Store) -> dict[str, Any] | None:
     if not isinstance(found, dict) or not {"time", "run", "phase"} <= found.keys():
         raise ValueError(f"{store.uri}: {HEARTBEAT} was changed by somebody else")
     return found
-
-
-def without_user(text: str) -> str:
-    """A text whose URIs do not say who logs in, and with what password."""
-    return _USER_IN_URI.sub("://***@", text)

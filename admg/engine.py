@@ -111,6 +111,8 @@ class Engine:
             self._counters,
             num_running=len(self._scheduler.running),
             num_waiting=self._scheduler.num_waiting,
+            num_slots=self._arena.num_slots,
+            num_slots_used=self._arena.num_used,
         )
 
     def explain(self) -> Explanation | None:

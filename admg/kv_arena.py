@@ -78,6 +78,7 @@ class KVArena:
         self.values = torch.zeros(shape, dtype=dtype, device=device)  # [L, S*K, d]
         self._free = [Extent(0, self.num_slots)] if self.num_slots else []
         self._owned: set[Extent] = set()
+        self.num_used = 0
 
     def fits(self, length: int) -> bool:
         """Whether a sequence of `length` tokens fits in the empty arena."""
@@ -104,6 +105,7 @@ class KVArena:
         if hole.capacity > capacity:
             insort(self._free, Extent(extent.end, hole.capacity - capacity))
         self._owned.add(extent)
+        self.num_used += capacity
         return extent
 
     def release(self, extent: Extent) -> None:
@@ -115,6 +117,7 @@ class KVArena:
         if extent not in self._owned:
             raise ValueError(f"extent {extent} is not allocated")
         self._owned.remove(extent)
+        self.num_used -= extent.capacity
         insort(self._free, extent)
         merged: list[Extent] = []
         for hole in self._free:
@@ -187,6 +190,8 @@ class KVArena:
             assert extent.start == edge, f"slots {edge}..{extent.start} are lost or owned twice"
             edge = extent.end
         assert edge == self.num_slots, f"extents end at {edge}, the arena at {self.num_slots}"
+        owned = sum(extent.capacity for extent in self._owned)
+        assert owned == self.num_used, f"{owned} slots are owned, {self.num_used} counted"
 
 
 def _round_up(n: int, grain: int) -> int:

@@ -50,7 +50,8 @@ class EngineCounters:
     Everything is counted as it happens; the tokens of a sequence that ends in an error stay
     counted. `num_cached_tokens` are prompt tokens that a shared prefix spared. The three times
     are wall seconds of whole passes with all that belongs to them; what else a round does (stop
-    checks, detokenizing, bookkeeping) is in none of them.
+    checks, detokenizing, bookkeeping) is in none of them. `num_slots_used` of the KV cache's
+    `num_slots` belong to the sequences that run.
     """
 
     prompt_tokens: int = 0
@@ -64,3 +65,5 @@ class EngineCounters:
     num_accepted_draft_tokens: int = 0
     num_running: int = 0
     num_waiting: int = 0
+    num_slots: int = 0
+    num_slots_used: int = 0

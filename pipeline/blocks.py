@@ -1,4 +1,4 @@
-"""How many rows are committed together, and how many such blocks an actor holds at once."""
+"""How many rows are committed together, and how many go to an actor at once."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from pipeline.manifest import MANIFEST
 from pipeline.storage import Store
 
 _BLOCK_SECONDS = 180.0
-# Blocks of one actor's share of the job: with few, the last one to finish would work alone.
+# Blocks of one actor's share of the job: so much of it may be decoded and not committed.
 _BLOCKS_EACH = 8
 _MOST_ROWS = 256
-_MOST_BLOCKS = 64
+_MOST_CALLS = 64
 # Tokens a second of one actor where nothing has been measured: a large model, on the slow side.
 _GPU_SPEED, _CPU_SPEED = 500.0, 30.0
 
 
 def rows_per_block(config: RunConfig, rows: int, gpus: float, measured: float | None) -> int:
-    """Rows of a block: as configured, or what takes an actor a few minutes at most.
+    """Rows committed together: as configured, or what takes an actor a few minutes at most.
 
     Args:
         config: the run's.
@@ -34,13 +34,25 @@ def rows_per_block(config: RunConfig, rows: int, gpus: float, measured: float | 
     return max(1, min(_MOST_ROWS, int(in_time), int(share)))
 
 
-def blocks_in_flight(config: RunConfig, rows: int) -> int:
-    """Blocks of so many rows that one actor decodes at once.
+def rows_per_call(config: RunConfig, committed: int) -> int:
+    """Rows that go to an actor together: equal parts of a file's, each of a batch at most.
 
-    One block beyond twice the batch: the batch then stays full while the last rows of a block are
-    still running. An actor that dies has to redo at most these.
+    At the job's end no actor has more than its batches to do while others have nothing. An audit
+    wants more at once: its groups are parts of a block.
     """
-    return min(_MOST_BLOCKS, 1 + -(-2 * config.engine.max_num_seqs // rows))
+    if config.audit:
+        return committed
+    parts = -(-committed // config.engine.max_num_seqs)
+    return -(-committed // parts)
+
+
+def calls_in_flight(config: RunConfig, rows: int) -> int:
+    """Calls with so many rows that one actor works on at once.
+
+    One beyond twice the batch: the batch then stays full while the last rows of a call are still
+    running. An actor that dies has to redo at most these.
+    """
+    return min(_MOST_CALLS, 1 + -(-2 * config.engine.max_num_seqs // rows))
 
 
 def measured_speed(store: Store) -> float | None:

@@ -7,13 +7,14 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import ray
 import ray.data
 
 from pipeline.oversight import Oversight
+from pipeline.priority import giving_way
 
 _LOGGERS = ("ray", "ray.data")
 
@@ -40,8 +41,8 @@ def connected(actors: int) -> Iterator[Cluster]:
     A local Ray gets more logical CPUs than there are, so that reading, tokenising and writing
     always have one beside the actors; the actors share the real ones through their thread counts.
     """
-    with _quiet():
-        local = not ray.is_initialized() and not os.environ.get("RAY_ADDRESS")
+    local = not ray.is_initialized() and not os.environ.get("RAY_ADDRESS")
+    with _quiet(), giving_way() if local else nullcontext():
         started = not ray.is_initialized()
         with _same_sigterm():
             if local:

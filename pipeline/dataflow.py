@@ -140,12 +140,12 @@ def _dataset(
     return (
         job.source.dataset(chunks, config.allow_bad_shards)
         .map_batches(prepare, batch_size=None, **arrow)
-        .repartition(target_num_rows_per_block=layout.rows)
+        .repartition(target_num_rows_per_block=layout.rows_per_call)
         .map_batches(
             Tokenize,
             fn_constructor_args=(factory, config.prompt, job.limit, law),
             compute=ActorPoolStrategy(size=-(-layout.actors // _ACTORS_PER_TOKENIZER)),
-            batch_size=layout.rows,
+            batch_size=layout.rows_per_call,
             num_cpus=LIGHT if layout.cpus else 0.0,
             **arrow,
         )
@@ -157,10 +157,16 @@ def _dataset(
                 max_tasks_in_flight_per_actor=layout.in_flight,
                 max_concurrent_calls_per_actor=layout.in_flight,
             ),
-            batch_size=layout.rows,
+            batch_size=layout.rows_per_call,
             num_gpus=layout.gpus or None,
             num_cpus=layout.cpus,
             **arrow,
         )
-        .map_batches(Detokenize(factory, job.schema), batch_size=None, num_cpus=LIGHT, **arrow)
+        .map_batches(
+            Detokenize(factory, job.schema),
+            # Rows wait for others only where a call has less than a block.
+            batch_size=layout.rows_per_block if layout.gathers else None,
+            num_cpus=LIGHT,
+            **arrow,
+        )
     )

@@ -1,6 +1,6 @@
 """The Decode stage: one engine, fed by several blocks at once.
 
-Ray calls the actor with up to `Plan.in_flight` blocks at the same time. Each call hands
+Ray calls the actor with up to `Layout.in_flight` blocks at the same time. Each call hands
 its rows to the engine's thread and waits for its own, so the batch is refilled across blocks and
 never drains at a block's end.
 """
@@ -26,6 +26,7 @@ from pipeline.engine_loop import EngineLoop
 from pipeline.errors import MODEL_OUTPUT_INVALID, RowError
 from pipeline.factory import EngineFactory, EngineLike
 from pipeline.parameters import laws_of, parameters_in
+from pipeline.priority import take_precedence
 from pipeline.progress import Counters
 from pipeline.schema import (
     ERROR_CODE,
@@ -86,6 +87,7 @@ class Decode:
         batch = rules.batch(self._record.full_ooms)
 
         def build() -> EngineLike:
+            take_precedence()
             smaller = batch < rules.max_num_seqs
             return self._factory.build(batch) if smaller else self._factory.build()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from admg.low_bit import check_low_bit
-from pipeline.blocks import blocks_in_flight, rows_per_block
+from pipeline.blocks import calls_in_flight, rows_per_block, rows_per_call
 from pipeline.cluster import Cluster
 from pipeline.config import RunConfig
 
@@ -18,17 +18,25 @@ _STALL_SECONDS = 1800.0
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Actors with their CPUs and GPUs, the rows of a block, and the blocks that an actor holds.
+    """Actors with their CPUs and GPUs, and how rows go through them.
 
+    `rows_per_call` go to an actor at once, which works on up to `in_flight` such calls;
+    `rows_per_block` are committed together, whichever actors decoded them.
     `needs` is what the cluster had of all that when it was made: with less it cannot go on.
     """
 
     actors: int
     cpus: float
     gpus: float
-    rows: int
+    rows_per_block: int
+    rows_per_call: int
     in_flight: int
     needs: dict[str, float]
+
+    @property
+    def gathers(self) -> bool:
+        """Whether a block is committed that came from several calls."""
+        return self.rows_per_call < self.rows_per_block
 
 
 def layout_of(
@@ -50,11 +58,12 @@ def layout_of(
     roomy = cluster.cpus >= actors + _CPUS_BESIDE_ACTORS
     cpus = 1.0 if roomy and not gpus else 0.0
     block = rows_per_block(config, rows, gpus, measured)
+    call = rows_per_call(config, block)
     needs = {
         "CPU": min(actors * cpus + _CPUS_BESIDE_ACTORS, cluster.cpus),
         "GPU": min(actors * gpus, cluster.gpus),
     }
-    return Layout(actors, cpus, gpus, block, blocks_in_flight(config, block), needs)
+    return Layout(actors, cpus, gpus, block, call, calls_in_flight(config, call), needs)
 
 
 def gpus_per_actor(config: RunConfig, cluster: Cluster) -> float:

@@ -10,6 +10,7 @@ from admg.request import Completion, Request
 from admg.stats import EngineCounters, SequenceStats
 
 NULL_TOKENS = 8
+NULL_BATCH = 256
 _TOKEN_IDS = [65] * NULL_TOKENS
 _TEXT = "A" * NULL_TOKENS
 

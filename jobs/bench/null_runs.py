@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from admg.config import SamplingParams
-from jobs.bench.null_engine import NULL_TOKENS, NullFactory, completed
+from admg.config import EngineConfig, SamplingParams
+from jobs.bench.null_engine import NULL_BATCH, NULL_TOKENS, NullFactory, completed
 from pipeline.blocks import rows_per_block
 from pipeline.config import RunConfig
 from pipeline.decode import row_result, with_results
@@ -115,6 +115,7 @@ def null_config(folder: Path) -> RunConfig:
         output=str(folder / "out"),
         model="null",
         sampling=SamplingParams(max_tokens=NULL_TOKENS),
+        engine=EngineConfig(max_num_seqs=NULL_BATCH),
     )
 
 

@@ -6,9 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from admg.config import EngineConfig, SamplingParams
-from pipeline.blocks import blocks_in_flight, measured_speed, rows_per_block
+from pipeline.blocks import calls_in_flight, measured_speed, rows_per_block, rows_per_call
 from pipeline.cluster import Cluster
 from pipeline.config import RunConfig
 from pipeline.layout import layout_of, patience
@@ -22,9 +24,9 @@ MILLION = 10**6
 @pytest.mark.parametrize(
     ("seqs", "rows", "blocks"), [(16, 32, 2), (16, 8, 5), (64, 32, 5), (1, 32, 2), (64, 1, 64)]
 )
-def test_blocks_in_flight_hold_more_than_twice_the_batch(seqs: int, rows: int, blocks: int) -> None:
+def test_calls_in_flight_hold_more_than_twice_the_batch(seqs: int, rows: int, blocks: int) -> None:
     config = replace(BASE, engine=EngineConfig(max_num_seqs=seqs))
-    assert blocks_in_flight(config, rows) == blocks
+    assert calls_in_flight(config, rows) == blocks
 
 
 @pytest.mark.parametrize(
@@ -46,6 +48,19 @@ def test_a_block_takes_minutes_and_every_actor_gets_several(
     config = replace(BASE, sampling=SamplingParams(max_tokens=tokens), actors=actors)
     assert rows_per_block(config, rows, gpus, measured) == expected
     assert rows_per_block(replace(config, rows_per_block=9), rows, gpus, measured) == 9
+
+
+@given(rows=st.integers(1, 2000), seqs=st.integers(1, 300), audit=st.sampled_from((0.0, 0.1)))
+def test_calls_are_equal_parts_of_a_block_that_a_batch_holds(
+    rows: int, seqs: int, audit: float
+) -> None:
+    config = replace(BASE, engine=EngineConfig(max_num_seqs=seqs), audit=audit)
+    call = rows_per_call(config, rows)
+    assert 1 <= call <= (rows if audit else min(rows, seqs))
+    parts = -(-rows // call)
+    assert parts * call < rows + parts  # the last one lacks a row a part at most
+    if audit:
+        assert call == rows
 
 
 def test_speed_is_that_of_the_last_finished_run(tmp_path: Path) -> None:

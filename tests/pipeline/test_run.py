@@ -63,6 +63,16 @@ def assert_decoded(config: RunConfig, ids: Sequence[str]) -> None:
     }
 
 
+def test_small_calls_are_committed_together(tmp_path: Path) -> None:
+    write_shards(tmp_path / "in", [prompts(0, 17), prompts(17, 50)])
+    engine = EngineConfig(max_num_seqs=4)
+    config = config_of(tmp_path, engine=engine, rows_per_block=20, actors=2, max_rows_per_file=0)
+    run(config, engine_factory=StandIn())
+    assert_decoded(config, prompts(0, 50)["id"].to_pylist())
+    files = [pq.read_metadata(f).num_rows for f in Path(config.output).glob("*.parquet")]
+    assert sorted(f // 20 for f in files) == [0, 1, 1], files  # whole calls of 4, so one may be 23
+
+
 def test_good_and_bad_rows_end_to_end(tmp_path: Path) -> None:
     bad: dict[str, list[Any]] = {
         "id": ["null", "empty", "long", "refused", "bytes"],

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.blocks import blocks_in_flight
+from pipeline.blocks import calls_in_flight
 from pipeline.keys import row_key
 from pipeline.manifest import read_manifest
 from pipeline.run import run
@@ -47,7 +47,7 @@ def test_fault_01_the_driver_is_killed_at_the_start_in_the_middle_and_at_the_las
     assert read_manifest(str(output))["run"]["rows_reused"] == report.rows_reused
     # The bound that is promised: per death, what an actor had in flight, and blocks on their way
     # from it to their file.
-    most = (blocks_in_flight(config, BLOCK) + 2) * BLOCK
+    most = (calls_in_flight(config, BLOCK) + 2) * BLOCK
     again = Counter(StandIn(log=log).submitted())
     texts = table["prompt"].to_pylist()
     assert set(again) == {row_key(i, texts[i]).hex() for i in range(ROWS)}

@@ -48,6 +48,11 @@ class Owner:
         here = bool(self.place) and self.place == _place()
         return here and bool(self.born) and _born(self.pid) != self.born
 
+    @property
+    def is_here(self) -> bool:
+        """Whether it is certain that this process lives, on this machine."""
+        return bool(self.born) and self.place == _place() != "" and _born(self.pid) == self.born
+
     def __str__(self) -> str:
         return f"{self.user}@{self.host} (process {self.pid}, since {self.started})"
 

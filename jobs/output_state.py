@@ -1,0 +1,151 @@
+"""How far an output is, from what lies in it: heartbeat, lease, manifest and committed files."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.heartbeat import read_heartbeat
+from pipeline.holder import holder_of
+from pipeline.manifest import MANIFEST, SUCCESS, read_manifest
+from pipeline.owner import Owner
+from pipeline.storage import Store
+
+State = Literal["empty", "running", "silent", "incomplete", "finished"]
+# Beats that may be missed before a run counts as silent, and the seconds that are no silence.
+_BEATS, _SECONDS = 6, 60.0
+_LIVE = ("tokens_per_second", "mean_acceptance_length", "speedup", "eta_seconds", "actors", "phase")
+
+
+@dataclass(frozen=True, slots=True)
+class OutputState:
+    """One output at one moment; None where nothing says so.
+
+    `state` is "running" while a run holds the output, "silent" where it has given no sign of life
+    for long, and "finished" when every row is there. `rows_done` are decoded rows while it runs and
+    committed ones after it. Tokens per second, speedup and the time left are those of the run that
+    runs now; `errors_by_code` counts its error rows, or the output's when nothing runs.
+    """
+
+    output: str
+    state: State
+    rows_total: int | None = None
+    rows_done: int = 0
+    errors_by_code: dict[str, int] = field(default_factory=dict)
+    tokens_per_second: float | None = None
+    mean_acceptance_length: float | None = None
+    speedup: float | None = None
+    eta_seconds: float | None = None
+    actors: int | None = None
+    phase: str | None = None
+    reason: str | None = None
+    holder: str | None = None
+    heartbeat_age_seconds: float | None = None
+
+    @property
+    def rows_left(self) -> int | None:
+        """Rows that are still to be decoded."""
+        return None if self.rows_total is None else max(0, self.rows_total - self.rows_done)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values by name, fit for JSON."""
+        return asdict(self) | {"rows_left": self.rows_left}
+
+
+def output_state(output: str, now: datetime | None = None) -> OutputState:
+    """Look at an output; nothing in it is touched.
+
+    Raises:
+        ValueError: no usable path, or files that somebody else has changed.
+        PipelineError: the storage cannot be reached.
+    """
+    store = Store(output)
+    beat = read_heartbeat(store) or {}
+    owner = holder_of(store)
+    if owner is not None and (beat.get("host"), beat.get("pid")) != (owner.host, owner.pid):
+        beat = {}  # an earlier run's: this one has not begun to tell
+    age = _age(beat, now or datetime.now(UTC))
+    told: dict[str, Any] = {
+        "output": output,
+        "holder": None if owner is None else str(owner),
+        "heartbeat_age_seconds": age,
+        "reason": beat.get("reason") or None,
+    }
+    if owner is not None:
+        silent = _is_silent(owner, beat, age)
+        live = {name: beat.get(name) for name in _LIVE}
+        return OutputState(
+            **told,
+            state="silent" if silent else "running",
+            rows_total=beat.get("rows_total") or None,
+            rows_done=beat.get("rows_done") or 0,
+            errors_by_code=beat.get("errors_by_code") or {},
+            **(dict.fromkeys(_LIVE) | {"phase": beat.get("phase")} if silent else live),
+        )
+    if store.exists(SUCCESS) and store.exists(MANIFEST):
+        return _finished(output, told)
+    rows, errors = _committed(store)
+    total = beat.get("rows_total") or None
+    state: State = "incomplete" if rows or beat else "empty"
+    return OutputState(
+        **told,
+        state=state,
+        rows_total=total,
+        rows_done=rows,
+        errors_by_code=errors,
+        phase=beat.get("phase"),
+    )
+
+
+def _finished(output: str, told: dict[str, Any]) -> OutputState:
+    manifest = read_manifest(output)
+    rows = sum(file["rows"] for file in manifest["files"])
+    return OutputState(
+        **told,
+        state="finished",
+        rows_total=rows,
+        rows_done=rows,
+        errors_by_code=manifest["errors_by_code"],
+        tokens_per_second=manifest["run"].get("tokens_per_second") or None,
+        mean_acceptance_length=manifest["statistics"].get("mean_acceptance_length"),
+        speedup=manifest["statistics"].get("speedup"),
+        eta_seconds=0.0,
+    )
+
+
+def _is_silent(owner: Owner, beat: dict[str, Any], age: float | None) -> bool:
+    """A process of this machine that lives is working, whatever its heartbeat says."""
+    if owner.is_here or age is None:
+        return False
+    return age > max(_SECONDS, _BEATS * float(beat.get("every_seconds") or 0))
+
+
+def _age(beat: dict[str, Any], now: datetime) -> float | None:
+    try:
+        return max(0.0, (now - datetime.fromisoformat(beat["time"])).total_seconds())
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _committed(store: Store) -> tuple[int, dict[str, int]]:
+    """Rows in the files that are there, and errors by code."""
+    rows, errors = 0, Counter[str]()
+    for name in store.names(".parquet"):
+        try:
+            with store.filesystem.open_input_file(store.path(name)) as stream:
+                file = pq.ParquetFile(stream)
+                rows += file.metadata.num_rows
+                if "error_code" in file.schema_arrow.names:
+                    counts = pc.value_counts(file.read(["error_code"])["error_code"])
+                    errors.update({c["values"]: c["counts"] for c in counts.to_pylist()})
+        except FileNotFoundError:
+            continue  # merged into another one at this moment
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"{store.uri}: {name} cannot be read: {error}") from error
+    return rows, {code: n for code, n in errors.most_common() if code is not None}

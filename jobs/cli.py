@@ -13,6 +13,7 @@ from jobs.dry_run import dry_run_options, looks_ahead, show_plan
 from jobs.failures import EXIT_CODES, EXIT_ERROR_ROWS, Main, verbose_option
 from jobs.options import ExampleCommand, run_options
 from jobs.prepare_commands import prepare
+from jobs.sizing_command import sizing
 from jobs.status_command import status
 from jobs.stop_command import stop
 from jobs.submit_command import submit
@@ -37,6 +38,7 @@ main.add_command(prepare)
 main.add_command(submit)
 main.add_command(status)
 main.add_command(stop)
+main.add_command(sizing)
 main.add_command(bench)
 bench.add_command(pipeline)
 

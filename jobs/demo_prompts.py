@@ -14,11 +14,14 @@ _QUESTION = "Summarise this topic of the Python documentation in a few sentences
 _SCHEMA = pa.schema([("id", pa.string()), ("topic", pa.string()), ("prompt", pa.string())])
 
 
-def demo_source(limit: int | None = None, max_chars: int = MAX_CHARS) -> Source:
+def demo_source(
+    limit: int | None = None, max_chars: int = MAX_CHARS, split: bool = False
+) -> Source:
     """One row per topic of `pydoc_data`, or `limit` of them spread over the alphabet.
 
     Texts are from about 60 tokens up; longer ones than `max_chars` end after a whole paragraph,
-    so that every prompt stays within a small model's context.
+    so that every prompt stays within a small model's context. With `split` what follows makes
+    further rows, "for#2" and so on, until nothing is left.
 
     Raises:
         ValueError: a limit or a length that leaves nothing.
@@ -34,17 +37,25 @@ def demo_source(limit: int | None = None, max_chars: int = MAX_CHARS) -> Source:
     chosen = [names[i * len(names) // count] for i in range(count)]
     rows = [
         {
-            "id": name,
+            "id": name if number == 1 else f"{name}#{number}",
             "topic": topics[name].strip().splitlines()[0],
-            "prompt": _QUESTION + shorten(topics[name].strip(), max_chars),
+            "prompt": _QUESTION + part,
         }
         for name in chosen
+        for number, part in enumerate(_parts(topics[name].strip(), max_chars, split), start=1)
     ]
 
     def tables() -> Iterator[pa.Table]:
         yield pa.Table.from_pylist(rows, schema=_SCHEMA)
 
     return Source(_SCHEMA, [Part("topics", tables)])
+
+
+def _parts(text: str, max_chars: int, split: bool) -> Iterator[str]:
+    while text:
+        part = shorten(text, max_chars)
+        yield part
+        text = text[len(part) :].strip() if split else ""
 
 
 def shorten(text: str, length: int) -> str:

@@ -98,11 +98,13 @@ def _write(
 @prepare.command(cls=ExampleCommand, example="admg-batch prepare demo --output demo-prompts")
 @_output_options
 @click.option("--max-chars", type=int, help="Cut longer topics after a paragraph.")
-def demo(output: str, max_chars: int | None, **shards: Any) -> None:
+@click.option("--split", is_flag=True, help="Make further prompts of what is cut off.")
+def demo(output: str, max_chars: int | None, split: bool, **shards: Any) -> None:
     """Prompts from Python's own documentation topics: real text, no network."""
     from jobs.demo_prompts import MAX_CHARS, SHARDS, demo_source
 
-    source = demo_source(shards.pop("limit"), MAX_CHARS if max_chars is None else max_chars)
+    longest = MAX_CHARS if max_chars is None else max_chars
+    source = demo_source(shards.pop("limit"), longest, split)
     rows = sum(len(table) for part in source.parts for table in part.tables())
     if shards["rows_per_shard"] is None:
         shards["rows_per_shard"] = max(1, rows // SHARDS)  # at least so many shards

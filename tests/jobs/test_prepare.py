@@ -53,6 +53,23 @@ def test_fewer_demo_rows_are_spread_over_as_many_shards(admg_batch: Call, tmp_pa
     assert len(ids) == 10 and ids[0][0] == "a" and ids[-1][0] >= "t"
 
 
+def test_what_is_cut_off_makes_further_demo_rows() -> None:
+    from pydoc_data.topics import topics
+
+    (whole,) = demo_source(max_chars=10**6).parts
+    (split,) = demo_source(max_chars=2000, split=True).parts
+    (table,) = split.tables()
+    ids, prompts = table["id"].to_pylist(), table["prompt"].to_pylist()
+    assert len(ids) >= 200 and len(set(ids)) == len(ids)
+    assert {i.partition("#")[0] for i in ids} == set(topics)
+    question = prompts[0].partition("\n\n")[0] + "\n\n"
+    assert max(map(len, prompts)) <= 2000 + len(question)
+    told = "".join("".join(p.removeprefix(question).split()) for p in prompts)
+    (together,) = whole.tables()
+    texts = (p.removeprefix(question) for p in together["prompt"].to_pylist())
+    assert told == "".join("".join(text.split()) for text in texts)
+
+
 def test_every_demo_prompt_fits_a_small_context() -> None:
     (part,) = demo_source().parts
     for table in part.tables():

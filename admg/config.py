@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 Verification = Literal["shared", "token", "block"]
 SimilarityMean = Literal["mean", "last", "decay"]
@@ -165,8 +165,9 @@ class DraftConfig:
     the number of verified tokens after which the layers to drop are chosen anew, by them.
     `draft_weights` "int8" and "int4" draft with a smaller form of the model's matrices, held beside
     them. `lookup_store_tokens` of finished sequences are kept for others to copy from (0: each
-    sequence looks up in itself alone, so that statistics too depend on nothing else). `windows`
-    limits KV heads of the layers that are not dropped.
+    sequence looks up in itself alone, so that statistics too depend on nothing else). `lookup_tail`
+    is how many tokens may be looked up behind those that the model has drafted. `windows` limits KV
+    heads of the layers that are not dropped.
 
     Raises:
         ValueError: a value outside its range, by name.
@@ -184,6 +185,7 @@ class DraftConfig:
     remake_after: int | None = None
     draft_weights: DraftWeights = "full"
     lookup_store_tokens: int = 65_536
+    lookup_tail: int = 0
     windows: WindowRule | None = None
 
     def __post_init__(self) -> None:
@@ -230,6 +232,7 @@ class DraftConfig:
             self.lookup_store_tokens,
             "0 (off) or 64 to 16777216",
         )
+        _refuse(not 0 <= self.lookup_tail <= 64, "lookup_tail", self.lookup_tail, "0 to 64")
         _refuse(
             self.draft_weights not in get_args(DraftWeights),
             "draft_weights",
@@ -244,6 +247,7 @@ class DraftConfig:
         weights, mlps = self.draft_weights, list(self.drop.mlps)
         _refuse(weights != "full", "draft_weights", weights, f"full {why}")
         _refuse(bool(mlps), "mlps", mlps, f"left out {why}")
+        _refuse(self.lookup_tail > 0, "lookup_tail", self.lookup_tail, f"0 {why}")
         if self.windows is not None:
             name = "share" if self.windows.threshold is None else "threshold"
             value = getattr(self.windows, name)
@@ -252,7 +256,8 @@ class DraftConfig:
     def without_own(self) -> DraftConfig:
         """Lookup alone: where self-drafts do not pay."""
         drop = replace(self.drop, mlps=())
-        return replace(self, drafter="ngram", draft_weights="full", windows=None, drop=drop)
+        own: dict[str, Any] = {"draft_weights": "full", "windows": None, "lookup_tail": 0}
+        return replace(self, drafter="ngram", drop=drop, **own)
 
     @property
     def self_drafts(self) -> bool:

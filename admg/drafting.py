@@ -55,7 +55,9 @@ class Drafting:
             window = draft.windows.window if draft.windows is not None else 0
             own = _own_model(model, draft)
             self._own = SelfDrafter(own, arena, sampler, keep_laws, window)
-        if draft.drafter in ("ngram", "auto"):
+        self._tail = draft.lookup_tail
+        self._proposes = draft.drafter in ("ngram", "auto")
+        if self._proposes or self._tail:
             self._ngram = NgramDrafter(keep_laws, draft.lookup_store_tokens)
         self._controller: Controller | None = None
         if draft.drafter == "auto":
@@ -64,13 +66,15 @@ class Drafting:
     def draft(self, sequences: list[Sequence], context: float, plain: bool) -> Drafted:
         """The drafts of one round; `plain` forbids them, but not their proposals."""
         drafted = Drafted.nothing(len(sequences))
-        if self._ngram is not None:
+        if self._ngram is not None and self._proposes:
             drafted = replace(drafted, proposals=[self._ngram.propose(s) for s in sequences])
         if plain:
             return drafted
         choice = self._choose(sequences, drafted.proposals, context)
         if self._own is not None:
             self._own.draft(sequences, choice.own, drafted.draft)
+            if self._ngram is not None and self._tail:
+                self._ngram.continue_drafts(sequences, self._tail, drafted.draft)
         if self._ngram is not None:
             self._ngram.draft(sequences, drafted.proposals, choice.lookup, drafted.draft)
         return drafted
@@ -82,7 +86,7 @@ class Drafting:
         if self._controller is None:
             return
         own = drafted.draft.drafted(i, SelfDrafter.source)
-        seen = (accepted, min(accepted + 1, own)) if own else (0, 0)
+        seen = (min(accepted, own), min(accepted + 1, own)) if own else (0, 0)
         self._controller.learn(s, drafted.proposals[i], committed, seen)
 
     def finish(self, s: Sequence) -> None:

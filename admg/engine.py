@@ -214,7 +214,8 @@ class Engine:
             s.tally.count_step(accepted, draft.sources[i], count, seconds, plain_seconds)
             self._count_round(proposed, accepted)
             if s.exit is not None:
-                s.exit.update(proposed, accepted, s.plan.draft_tokens if s.plan else proposed)
+                own = draft.drafted(i, SelfDrafter.source)
+                s.exit.update(own, min(accepted, own), s.plan.draft_tokens if s.plan else own)
             if drafting is not None and count:
                 drafting.learn(s, drafted, i, s.tokens[-count:], accepted)
             if reason == "error" and proposed:

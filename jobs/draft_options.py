@@ -111,6 +111,13 @@ draft_options = [
     ),
     option(
         DRAFT,
+        "--lookup-tail",
+        type=int,
+        help="Tokens that lookup may add to what the model has drafted; 0 is off.",
+        default=_DEFAULTS.lookup_tail,
+    ),
+    option(
+        DRAFT,
         "--verification",
         type=click.Choice(get_args(Verification)),
         help="Shared noise (plain decoding's text), or rejection by token or block (its law only).",

@@ -7,23 +7,25 @@ place, the table and the key.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from admg.config import Drafter, DraftWeights, Verification
 from jobs.mistakes import describe
 
-
-class _Table(BaseModel):
-    """No guessing: "64" is no number, 1 is no boolean, and an unknown key is a mistake."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+T = TypeVar("T", bound=BaseModel)
 
 
-class PromptTable(_Table):
+class Table(BaseModel):
+    """No guessing: "64" is no number, 1 is no boolean, nan is none, an unknown key is a mistake."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class PromptTable(Table):
     prompt_column: str | None = None
     chat: bool | None = None
     template: str | None = None
@@ -31,7 +33,7 @@ class PromptTable(_Table):
     on_long_prompt: Literal["error", "truncate-left", "truncate-right"] | None = None
 
 
-class SamplingTable(_Table):
+class SamplingTable(Table):
     max_tokens: int | None = None
     min_tokens: int | None = None
     temperature: float | None = None
@@ -45,7 +47,7 @@ class SamplingTable(_Table):
     ignore_eos: bool | None = None
 
 
-class DraftTable(_Table):
+class DraftTable(Table):
     drafter: Drafter | None = None
     draft_tokens: int | None = None
     drop_layers: int | None = None
@@ -63,10 +65,11 @@ class DraftTable(_Table):
     remake_after: int | None = None
     draft_weights: DraftWeights | None = None
     lookup_store_tokens: int | None = None
+    lookup_tail: int | None = None
     audit: float | None = None
 
 
-class EngineTable(_Table):
+class EngineTable(Table):
     max_num_seqs: int | None = None
     kv_budget: str | int | None = None
     max_model_len: int | None = None
@@ -79,7 +82,7 @@ class EngineTable(_Table):
     token_deadline_seconds: float | None = None
 
 
-class JobFile(_Table):
+class JobFile(Table):
     """The keys at the top of a job file, and its tables."""
 
     input: list[str] | None = None
@@ -120,6 +123,15 @@ def read_job_file(path: str) -> JobFile:
     Raises:
         ValueError: what is wrong and where, every mistake on its own line.
     """
+    return _relative_to(read_toml(path, JobFile, TABLES), path)
+
+
+def read_toml(path: str, model: type[T], tables: Mapping[str, type[BaseModel]]) -> T:
+    """Read a TOML file and check it against a model, whose tables are named for the messages.
+
+    Raises:
+        ValueError: what is wrong and where, every mistake on its own line.
+    """
     try:
         data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -127,26 +139,28 @@ def read_job_file(path: str) -> JobFile:
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path} is not TOML: {error}") from error
     try:
-        job = JobFile.model_validate(data)
+        return model.model_validate(data)
     except ValidationError as error:
-        keys = {"": list(JobFile.model_fields)}
-        keys |= {name: list(table.model_fields) for name, table in TABLES.items()}
+        keys = {"": list(model.model_fields)}
+        keys |= {name: list(table.model_fields) for name, table in tables.items()}
         raise ValueError("\n".join(describe(path, error.errors(), keys))) from error
-    return _relative_to(job, Path(path).parent)
 
 
-def _relative_to(job: JobFile, folder: Path) -> JobFile:
-    def place(value: str) -> str:
-        return value if "://" in value or value.startswith("~") else str(folder / value)
+def place_beside(path: str, value: str) -> str:
+    """A path that a job file names, seen from where the command runs."""
+    free = "://" in value or value.startswith("~")
+    return value if free else str(Path(path).parent / value)
 
+
+def _relative_to(job: JobFile, path: str) -> JobFile:
     update: dict[str, Any] = {}
     if job.input is not None:
-        update["input"] = [place(i) for i in job.input]
+        update["input"] = [place_beside(path, i) for i in job.input]
     if job.output is not None:
-        update["output"] = place(job.output)
+        update["output"] = place_beside(path, job.output)
     if job.model is not None and job.model != "demo":
-        update["model"] = place(job.model)
+        update["model"] = place_beside(path, job.model)
     if job.prompt.template is not None:
-        template = place(job.prompt.template)
+        template = place_beside(path, job.prompt.template)
         update["prompt"] = job.prompt.model_copy(update={"template": template})
     return job.model_copy(update=update)

@@ -155,7 +155,7 @@ def _draft(values: _Values) -> DraftConfig:
     if windows := _windows(values):
         drop["windows"] = windows
     keys = _same("drafter", "draft_tokens", "exit_threshold", "similarity", "verification")
-    keys |= _same("hole_filling", "remake_after", "draft_weights", "lookup_store_tokens")
+    keys |= _same("hole_filling", "remake_after", "draft_weights", "lookup_store_tokens", "lookup_tail")
     return values.build(DraftConfig, keys, **drop)
 
 

@@ -31,6 +31,7 @@ _DRAFT = (
     "remake_after",
     "draft_weights",
     "lookup_store_tokens",
+    "lookup_tail",
 )
 _LAW = (
     "max_tokens",

@@ -14,6 +14,9 @@ from admg.drafters.ngram_index import copy_from
 from admg.drafters.ngram_store import Found, NgramStore
 from admg.sequence import Sequence
 
+# Behind a draft, which is likely but not certain, two equal tokens are too little to go by.
+_TAIL_MATCH = 3
+
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
@@ -66,6 +69,19 @@ class NgramDrafter:
         if self._store is not None:
             self._store.add(s.request.prompt_token_ids, s.completion)
 
+    def continue_drafts(self, sequences: list[Sequence], most: int, draft: Draft) -> None:
+        """Append up to `most` tokens to each draft that there is, as if it were committed."""
+        for i, s in enumerate(sequences):
+            drafted = draft.tokens[i]
+            room = min(most, s.lookup_limit - len(drafted))
+            if not drafted or room < 1 or drafted[-1] in s.stops:
+                continue
+            tokens = [*s.tokens, *drafted]
+            s.ngrams.extend(s.tokens)
+            found = s.ngrams.match(tokens)
+            if found is not None and found[1] >= _TAIL_MATCH:
+                self._add(s, i, copy_from(tokens, found[0], room), draft)
+
     def draft(
         self,
         sequences: list[Sequence],
@@ -77,9 +93,11 @@ class NgramDrafter:
         for i, (s, proposal) in enumerate(zip(sequences, proposals, strict=True)):
             if proposal is None or limits[i] < 1:
                 continue
-            tokens = proposal.copy(s.tokens, limits[i])
-            stop = next((j for j, t in enumerate(tokens) if t in s.stops), len(tokens))
-            tokens = tokens[: stop + 1]
-            draft.add(i, tokens, self.source)
-            if self._keep_laws:
-                draft.laws[i].extend([None] * len(tokens))
+            self._add(s, i, proposal.copy(s.tokens, limits[i]), draft)
+
+    def _add(self, s: Sequence, i: int, tokens: list[int], draft: Draft) -> None:
+        stop = next((j for j, t in enumerate(tokens) if t in s.stops), len(tokens))
+        tokens = tokens[: stop + 1]
+        draft.add(i, tokens, self.source)
+        if self._keep_laws:
+            draft.laws[i].extend([None] * len(tokens))

@@ -76,6 +76,7 @@ _DRAFT: dict[str, Callable[[str], Any]] = {
     "weights": str,
     "limit": float,
     "window": int,
+    "tail": int,
 }
 _LOOKUP: dict[str, Callable[[str], Any]] = {"tokens": int, "verification": str, "store": int}
 _OURS = "jobs.bench.ours:Ours"
@@ -140,6 +141,7 @@ def draft_config(system: System) -> DraftConfig:
         "remake": "remake_after",
         "weights": "draft_weights",
         "store": "lookup_store_tokens",
+        "tail": "lookup_tail",
     }
     fields = {names.get(key, key): value for key, value in system.options.items()}
     level = {key: fields.pop(key) for key in ("count", "quantile", "threshold") if key in fields}

@@ -174,6 +174,7 @@ CONFIGURATIONS: dict[str, tuple[DraftConfig, dict[str, Any]]] = {
     "long-drafts": (drafting(1, draft_tokens=16, similarity="decay"), {"max_num_seqs": 8}),
     "holes-left-empty": (drafting(2, hole_filling=False), {"max_num_seqs": 4}),
     "plan-remade": (drafting(2, remake_after=5), {"max_num_seqs": 4, "prefill_tokens": 40}),
+    "lookup-tail": (drafting(1, draft_tokens=2, lookup_tail=6), {"max_num_seqs": 4}),
     "plain": (PLAIN, {"max_num_seqs": 8, "prefill_tokens": 64}),
 }
 
@@ -200,6 +201,8 @@ def test_every_configuration_decodes_like_plain_alone(
         assert accepted > 0.95 * drafted > 0
     else:
         assert 0 < accepted < drafted, "nothing was tested unless drafts were kept and refused"
+    if draft.lookup_tail:
+        assert max(len(c.stats.acceptance_histogram) for c in ours) - 1 > draft.draft_tokens
 
 
 @pytest.mark.parametrize("family", FAMILIES[1:])

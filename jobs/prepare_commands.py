@@ -161,3 +161,32 @@ def dataset(name: str, subset: str | None, split: str, output: str, **rest: Any)
     from jobs import sources
 
     _write(lambda: sources.dataset(name, subset=subset, split=split), output, **rest)
+
+
+@prepare.command(
+    "full-heads",
+    cls=ExampleCommand,
+    example="admg-batch prepare full-heads demo --output /tmp/full-heads\n"
+    "admg-batch bench engine --model /tmp/full-heads --workload long-summarization --batch 8",
+)
+@click.argument("model")
+@click.option("--output", required=True, metavar="DIR", help="A new folder for the checkpoint.")
+@verbose_option
+def full_heads_command(model: str, output: str) -> None:
+    """A copy of MODEL with a KV head for every query head, to measure with.
+
+    It computes the same and reads more keys and values, as large models do. MODEL is a Hugging Face
+    folder, or demo.
+    """
+    from pathlib import Path
+
+    from jobs.demo_model import DemoModelError, demo_model
+    from jobs.failures import Failure
+    from jobs.full_heads import full_heads
+
+    try:
+        source = demo_model() if model == "demo" else Path(model)
+    except DemoModelError as error:
+        raise Failure(str(error)) from error
+    times = full_heads(source, Path(output))
+    click.echo(f"Wrote {output}: each KV head {times} times")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable
@@ -13,12 +14,20 @@ if TYPE_CHECKING:
 
 LOG_SECONDS = 10.0
 _ROWS_FOR_A_PACE = 8
-_UNTRUSTED = {code: " " for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+# Control characters, and those that turn the direction of what stands beside them.
+_STEERING = (*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_UNTRUSTED = {code: " " for code in _STEERING if chr(code) not in "\n\t"}
+_ESCAPED = {code: f"\\u{code:04x}" for code in _STEERING if code >= 127}
 
 
 def printable(text: str) -> str:
     """Text from a model or a table without the control characters that steer a terminal."""
     return text.translate(_UNTRUSTED)
+
+
+def json_text(value: Any) -> str:
+    """JSON that can be shown as well: what steers a terminal is escaped, all else readable."""
+    return json.dumps(value, ensure_ascii=False, default=str).translate(_ESCAPED)
 
 
 def duration(seconds: float) -> str:

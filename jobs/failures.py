@@ -8,6 +8,7 @@ from typing import IO, Any
 
 import click
 
+from jobs.console import printable
 from jobs.options import ExampleGroup
 
 EXIT_USAGE = 2
@@ -28,6 +29,16 @@ _VERBOSE = "jobs.verbose"
 _ARGV = "jobs.argv"
 
 
+def shown(text: str) -> str:
+    """Text fit for terminals and logs: without credentials in URIs, and without what steers them.
+
+    What it says may stem from rows and models.
+    """
+    from pipeline.redaction import redacted
+
+    return printable(redacted(text))
+
+
 class Failure(click.ClickException):
     """A sentence for the user, and the exit code."""
 
@@ -37,7 +48,7 @@ class Failure(click.ClickException):
 
     def show(self, file: IO[Any] | None = None) -> None:
         """Print the sentence, without the usage lines that would bury it."""
-        click.echo(f"Error: {self.format_message()}", file=file, err=file is None)
+        click.echo(f"Error: {shown(self.format_message())}", file=file, err=file is None)
 
 
 class Main(ExampleGroup):
@@ -57,7 +68,7 @@ class Main(ExampleGroup):
             ctx.exit(EXIT_INTERRUPTED)
         except (ValueError, click.ClickException) as error:
             if ctx.meta.get(_VERBOSE) and not isinstance(error, click.UsageError):
-                click.echo(traceback.format_exc(), err=True)
+                click.echo(shown(traceback.format_exc()), err=True)
             if isinstance(error, click.ClickException):
                 raise
             raise Failure(str(error)) from error
@@ -65,7 +76,7 @@ class Main(ExampleGroup):
 
 def command_line(ctx: click.Context) -> str:
     """The command that the user typed, ready for a shell."""
-    return shlex.join(["admg-batch", *ctx.meta.get(_ARGV, [])])
+    return shown(shlex.join(["admg-batch", *ctx.meta.get(_ARGV, [])]))
 
 
 def verbose_option(command: Any) -> Any:

@@ -15,6 +15,7 @@ from pipeline.heartbeat import read_heartbeat
 from pipeline.holder import holder_of
 from pipeline.manifest import MANIFEST, SUCCESS, read_manifest
 from pipeline.owner import Owner
+from pipeline.redaction import redacted
 from pipeline.storage import Store
 
 State = Literal["empty", "running", "silent", "incomplete", "finished"]
@@ -72,7 +73,7 @@ def output_state(output: str, now: datetime | None = None) -> OutputState:
         beat = {}  # an earlier run's: this one has not begun to tell
     age = _age(beat, now or datetime.now(UTC))
     told: dict[str, Any] = {
-        "output": output,
+        "output": redacted(output),
         "holder": None if owner is None else str(owner),
         "heartbeat_age_seconds": age,
         "reason": beat.get("reason") or None,

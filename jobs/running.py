@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING
 import click
 
 from jobs.console import Console
-from jobs.failures import EXIT_INCOMPLETE, EXIT_INTERRUPTED, Failure, command_line, is_verbose
+from jobs.failures import (
+    EXIT_INCOMPLETE,
+    EXIT_INTERRUPTED,
+    Failure,
+    command_line,
+    is_verbose,
+    shown,
+)
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
@@ -38,7 +45,7 @@ def run_and_show(ctx: click.Context, settings: RunConfig) -> RunReport:
         )
     )
     for sentence in report.bad_shards:
-        click.echo(f"Left out: {sentence}", err=True)
+        click.echo(shown(f"Left out: {sentence}"), err=True)
     return report
 
 
@@ -81,7 +88,7 @@ def _say_how_to_go_on(ctx: click.Context, console: Console, output: str, what: s
 
     total = f" of {console.last.rows_total}" if console.last and console.last.rows_total else ""
     kept = f"{rows_committed(output)}{total} rows are kept in {output}"
-    click.echo(f"{what}: {kept}. To go on, give the same command:\n", err=True)
+    click.echo(f"{what}: {shown(kept)}. To go on, give the same command:\n", err=True)
     click.echo(f"  {command_line(ctx)}\n", err=True)
 
 

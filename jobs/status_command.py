@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobs.failures import verbose_option
+from jobs.failures import shown, verbose_option
 from jobs.option_kinds import ExampleCommand
 from jobs.submit_command import address_option
 
@@ -60,7 +60,7 @@ def status(
 
     Console().print(_table(job, state))
     if unseen:
-        click.echo(f"The output cannot be seen from here: {unseen}", err=True)
+        click.echo(shown(f"The output cannot be seen from here: {unseen}"), err=True)
 
 
 def _on_cluster(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from jobs.failures import EXIT_INCOMPLETE, Failure, verbose_option
+from jobs.failures import EXIT_INCOMPLETE, Failure, shown, verbose_option
 from jobs.option_kinds import ExampleCommand
 from jobs.status_command import id_option
 from jobs.submit_command import address_option, json_option
@@ -133,14 +133,14 @@ def _tell(said: str, output: str, stopped: bool, job: ClusterJob | None, as_json
         try:
             state = output_state(output)
         except (PipelineError, OSError, ValueError) as error:
-            click.echo(f"The output cannot be seen from here: {error}", err=True)
-    click.echo(said, err=as_json)
+            click.echo(shown(f"The output cannot be seen from here: {error}"), err=True)
+    click.echo(shown(said), err=as_json)
     if state is not None and state.state != "empty":
         total = "" if state.rows_total is None else f" of {state.rows_total}"
         kept = f"{state.rows_done}{total} rows are kept in {output}."
         if state.state != "finished":
             kept += " To go on, give the command again that it was started with."
-        click.echo(kept, err=as_json)
+        click.echo(shown(kept), err=as_json)
     if as_json:
         known = {"stopped": stopped, "job": None if job is None else job.to_dict()}
         click.echo(json.dumps(known | {"output": None if state is None else state.to_dict()}))

@@ -13,6 +13,7 @@ from typing import Any
 from pipeline.config import RunConfig
 from pipeline.fingerprint import Fingerprint
 from pipeline.ledger import Ledger
+from pipeline.redaction import redacted, redacted_values
 from pipeline.storage import STATE, Store
 from pipeline.summary import Summary
 
@@ -54,7 +55,7 @@ def warn_of_lost_files(store: Store, ledger: Ledger) -> None:
         _log.warning(
             "output is %r: %d files that its manifest names are gone, %s for one; rows that no "
             "other file holds are decoded again",
-            store.uri,
+            redacted(store.uri),
             len(lost),
             lost[0],
         )
@@ -66,12 +67,18 @@ def write_run(store: Store, config: RunConfig, fingerprint: Fingerprint, started
         store,
         RUN,
         {
-            "config": asdict(config),
+            "config": asdict(config) | _places(config),
             "fingerprint": fingerprint.digest,
             "started": started,
             "versions": versions(),
         },
     )
+
+
+def _places(config: RunConfig) -> dict[str, Any]:
+    """What may be URIs, without their credentials; nothing else of the configuration is touched."""
+    places = {"input": config.input, "output": config.output, "model": config.model}
+    return {name: redacted_values(value) for name, value in places.items()}
 
 
 def write_manifest(
@@ -94,7 +101,7 @@ def write_manifest(
             "errors_by_code": summary.errors_by_code,
             "statistics": summary.statistics(),
             "audit": summary.audit.to_dict(),
-            "run": dict(run),
+            "run": redacted_values(dict(run)),
             "versions": versions(),
         },
     )

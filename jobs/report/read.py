@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from jobs.report.chunks import Chunk, chunks, opened, result_files
 from jobs.report.sample import Sample
 from pipeline.manifest import MANIFEST, SUCCESS, read_manifest
+from pipeline.redaction import redacted
 from pipeline.schema import FINISH_REASON, ROW_KEY
 from pipeline.storage import Store
 from pipeline.summary import COLUMNS, Summary
@@ -53,8 +54,8 @@ class Report:
     rows_sampled: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """The values by name, fit for JSON."""
-        return asdict(self)
+        """The values by name, fit for JSON and for others to see."""
+        return asdict(self) | {"output": redacted(self.output)}
 
 
 class Part(Protocol):

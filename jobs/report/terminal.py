@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.console import duration, printable
 from jobs.report.read import Report
+from pipeline.redaction import redacted
 from pipeline.schema import RESERVED
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def summary_table(report: Report) -> Table:
     both = f"{_number(report.speedup)} decoding, {_number(report.speedup_end_to_end)} end to end"
     lines.append(("speedup", both + _spread(report.speedup_percentiles)))
     lines += _audit_lines(report.audit)
-    lines.append(("output", report.output))
+    lines.append(("output", redacted(report.output)))
     for name, value in lines:
         table.add_row(Text(name, style="bold"), Text(printable(value), overflow="fold"))
     return table

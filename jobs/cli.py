@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
@@ -13,6 +12,7 @@ from jobs.dry_run import dry_run_options, looks_ahead, show_plan
 from jobs.failures import EXIT_CODES, EXIT_ERROR_ROWS, Main, verbose_option
 from jobs.options import ExampleCommand, run_options
 from jobs.prepare_commands import prepare
+from jobs.report_command import report
 from jobs.sizing_command import sizing
 from jobs.status_command import status
 from jobs.stop_command import stop
@@ -38,6 +38,7 @@ main.add_command(prepare)
 main.add_command(submit)
 main.add_command(status)
 main.add_command(stop)
+main.add_command(report)
 main.add_command(sizing)
 main.add_command(bench)
 bench.add_command(pipeline)
@@ -71,22 +72,3 @@ def run(
     report = run_and_show(ctx, settings)
     if report.rows_error or report.bad_shards:
         ctx.exit(EXIT_ERROR_ROWS)
-
-
-@main.command(cls=ExampleCommand, example=_REPORT)
-@click.argument("output")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
-@verbose_option
-def report(output: str, as_json: bool) -> None:
-    """Show what an output holds.
-
-    Rows, errors, tokens, acceptance, speedup, and one row to read. OUTPUT is the folder or URI
-    that was given to `admg-batch run --output`. It need not be complete.
-    """
-    from jobs.report import print_summary, read_output
-
-    whole = read_output(output)
-    if as_json:
-        click.echo(json.dumps(whole.to_dict(), ensure_ascii=False, default=str))
-    else:
-        print_summary(whole)

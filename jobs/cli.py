@@ -10,6 +10,7 @@ from jobs.bench.command import bench
 from jobs.bench.pipeline_command import pipeline
 from jobs.dry_run import dry_run_options, looks_ahead, show_plan
 from jobs.failures import EXIT_CODES, EXIT_ERROR_ROWS, Main, verbose_option
+from jobs.nightly_command import nightly
 from jobs.options import ExampleCommand, run_options
 from jobs.prepare_commands import prepare
 from jobs.report_command import report
@@ -35,6 +36,7 @@ def main() -> None:
 
 
 main.add_command(prepare)
+main.add_command(nightly)
 main.add_command(submit)
 main.add_command(status)
 main.add_command(stop)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import date, time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ _RIGHT = {
     "string_type": "text in quotes",
     "list_type": "a list, as in [...]",
     "model_type": "a table",
+    "finite_number": "a number that is not nan and not infinite",
+    "missing": "given",
 }
 
 
@@ -40,7 +43,8 @@ def describe(
             yield f"{source}: {place} is not known: {_nearest(steps, keys)}"
         else:
             right = _RIGHT.get(error["type"]) or _expected(error)
-            yield f"{source}: {place} is {_short(error['input'])}: it must be {right}"
+            found = "missing" if error["type"] == "missing" else _short(error["input"])
+            yield f"{source}: {place} is {found}: it must be {right}"
 
 
 def _is_type(step: object) -> bool:
@@ -48,7 +52,10 @@ def _is_type(step: object) -> bool:
 
 
 def _short(value: object) -> str:
-    text = repr(value)
+    """A value as the file has it, or nearly."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = str(value) if isinstance(value, date | time) else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -58,7 +65,7 @@ def _expected(error: Mapping[str, Any]) -> str:
 
 
 def _nearest(steps: Sequence[str], keys: Mapping[str, Sequence[str]]) -> str:
-    table = ".".join(steps[:-1])
+    table = ".".join(step for step in steps[:-1] if not step.isdigit())
     name = steps[-1].replace("-", "_")
     elsewhere = [t for t, names in keys.items() if name in names and t != table]
     if elsewhere:

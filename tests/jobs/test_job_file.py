@@ -182,6 +182,18 @@ def test_nothing_given_means_the_classes_defaults() -> None:
             "[sampling]\nignore_eos = 1",
             "job.toml: sampling.ignore_eos is 1: it must be true or false",
         ),
+        (
+            "[sampling]\ntemperature = nan",
+            "job.toml: sampling.temperature is nan: it must be a number that is not nan and not "
+            "infinite",
+        ),
+        (
+            "[engine]\nrow_deadline_seconds = inf",
+            "job.toml: engine.row_deadline_seconds is inf: it must be a number that is not nan and "
+            "not infinite",
+        ),
+        ("[engine]\nactors = true", "job.toml: engine.actors is true: it must be a whole number"),
+        ("output = 2026-11-20", "job.toml: output is 2026-11-20: it must be text in quotes"),
         ("input = 'a'", "job.toml: input is 'a': it must be a list, as in [...]"),
         ("sampling = 3", "job.toml: sampling is 3: it must be a table"),
         (

@@ -1,0 +1,1 @@
+"""The parts of the nightly summaries; `jobs.nightly_summaries` puts them together."""

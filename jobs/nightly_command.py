@@ -1,0 +1,217 @@
+"""`admg-batch nightly`: the summaries of the days that are due."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import UTC, date, datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from jobs.failures import EXIT_CODES, EXIT_ERROR_ROWS, EXIT_INCOMPLETE, EXIT_USAGE, verbose_option
+from jobs.option_kinds import ExampleCommand
+
+if TYPE_CHECKING:
+    from jobs.nightly.night import Night
+    from jobs.nightly_summaries import DateReport
+
+_EXAMPLE = """\
+admg-batch nightly --example > nightly.toml
+admg-batch nightly --config nightly.toml --dry-run
+admg-batch nightly --config nightly.toml
+"""
+
+
+@click.command(cls=ExampleCommand, example=_EXAMPLE, notes=EXIT_CODES)
+@click.option("--config", metavar="FILE", help="The nightly job file (TOML).")
+@click.option("--example", is_flag=True, help="Print a nightly job file to copy, and end.")
+@click.option(
+    "--date",
+    "day",
+    metavar="DATE",
+    help="The day whose documents are summarised.  [default: the last that has ended]",
+)
+@click.option(
+    "--catch-up",
+    metavar="DAYS",
+    type=click.IntRange(0, 366),
+    help="Look at so many days before it too, oldest first.  [default: the job file's]",
+)
+@click.option("--input", metavar="DIR", help="Folder of the days' date=... folders of shards.")
+@click.option("--output", metavar="DIR", help="Folder for the days' summaries.")
+@click.option("--model", metavar="DIR", help="A Hugging Face folder, or demo.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done; write and remove nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of lines.")
+@verbose_option
+@click.pass_context
+def nightly(
+    ctx: click.Context,
+    config: str | None,
+    example: bool,
+    day: str | None,
+    catch_up: int | None,
+    dry_run: bool,
+    as_json: bool,
+    **places: str | None,
+) -> None:
+    """Summarise each day's documents that have no summary yet.
+
+    The shards of input/date=2026-11-20/ become the summaries in output/date=2026-11-20/. A tick
+    that comes twice, late or after a failure does what is missing and nothing again.
+    """
+    if example:
+        from jobs.nightly.example import EXAMPLE
+
+        click.echo(EXAMPLE, nl=False)
+        return
+    if config is None:
+        raise click.UsageError("--config must be given: --example prints a file to begin with")
+    from jobs.dry_run import with_model
+    from jobs.nightly.dates import due, logical_date, parse_date
+    from jobs.nightly.file import read_nightly_file, time_zone
+    from jobs.nightly.night import night_of
+
+    file = read_nightly_file(config)
+    flags: dict[str, Any] = dict(places)
+    if flags["input"] is not None:
+        flags["input"] = [flags["input"]]
+    last = logical_date(now(), time_zone(file.nightly.time_zone), file.nightly.days_back)
+    chosen = last if day is None else parse_date(day)
+    days = list(due(chosen, file.nightly.catch_up_days if catch_up is None else catch_up))
+    night = night_of(file, flags, config, resolve_model=with_model)
+    if dry_run:
+        return _look(night, days, last, as_json)
+    said: Callable[[str], None] = _say_beside if as_json else click.echo
+    told: dict[str, Any] = {"dates": [], "removed": []}
+    code = 0
+    for one in days:
+        report, outcome, why = _one(ctx, night, one, said)
+        code = _worse(code, outcome)
+        told["dates"].append(_as_json(one, report, why))
+    if code in (0, EXIT_ERROR_ROWS):
+        told["removed"] = _remove_old(night, last, said)
+    if as_json:
+        click.echo(json.dumps(told, ensure_ascii=False, default=str))
+    ctx.exit(code)
+
+
+def now() -> datetime:
+    """The time; tests put another one in its place."""
+    return datetime.now(UTC)
+
+
+def _say_beside(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def _one(
+    ctx: click.Context, night: Night, day: date, say: Callable[[str], None]
+) -> tuple[DateReport | None, int, str]:
+    """Do one date: its report, its exit code, and what went wrong.
+
+    A failure of one date keeps no other from being done; interruptions end all.
+    """
+    from functools import partial
+
+    from jobs.nightly_summaries import run_date
+    from jobs.running import run_shown
+    from pipeline.errors import Locked, PipelineError
+
+    try:
+        report = run_date(night, day, partial(run_shown, ctx), say=say)
+    except click.ClickException as error:
+        why, code = error.format_message(), error.exit_code
+    except (Locked, PipelineError) as error:
+        why, code = str(error), EXIT_INCOMPLETE
+    except ValueError as error:
+        why, code = str(error), EXIT_USAGE
+    else:
+        _show(report, say)
+        errors = report.rows_error or report.bad_shards
+        return report, EXIT_ERROR_ROWS if errors else 0, ""
+    click.echo(f"Error: date={day}: {why}", err=True)
+    return None, code, why
+
+
+def _worse(one: int, other: int) -> int:
+    order = (0, EXIT_ERROR_ROWS, EXIT_INCOMPLETE, EXIT_USAGE)
+    return max(one, other, key=order.index)
+
+
+def _show(report: DateReport, say: Callable[[str], None]) -> None:
+    from jobs.nightly.quality import quality_lines
+
+    name = f"date={report.date}"
+    if report.state != "done":
+        what = "no input: nothing to do" if report.state == "empty" else "nothing new"
+        return say(f"{name}: {what}")
+    for stage, run in report.stages.items():
+        new = run.rows_total - run.rows_reused
+        length, gain = run.mean_acceptance_length, run.speedup
+        say(
+            f"{name}: {stage}: {run.rows_ok} ok, {run.rows_error} error, {new} of them now; "
+            f"{_number(length)} tokens per target pass, speedup {_number(gain)}"
+        )
+    for sentence in report.bad_shards:
+        click.echo(f"Left out: {sentence}", err=True)
+    if report.quality is not None:
+        for line in quality_lines(report.quality):
+            say(f"{name}: {line}")
+        for alarm in report.quality.alarms:
+            click.secho(f"ALARM {name}: {alarm}", err=True, bold=True, fg="red")
+    say(f"{name}: {report.output}")
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _as_json(day: date, report: DateReport | None, why: str) -> dict[str, Any]:
+    if report is None:
+        return {"date": str(day), "state": "failed", "error": why}
+    return {
+        "date": str(day),
+        "state": report.state,
+        "output": report.output,
+        "stages": {name: asdict(run) for name, run in report.stages.items()},
+        "bad_shards": list(report.bad_shards),
+        "quality": None if report.quality is None else report.quality.to_dict(),
+    }
+
+
+def _remove_old(night: Night, last: date, say: Callable[[str], None]) -> list[str]:
+    from jobs.nightly.retention import remove, too_old
+    from jobs.nightly_summaries import STAGES
+
+    keep = night.file.nightly.keep_days
+    if keep is None:
+        return []
+    removed = []
+    for old in too_old(night.base.output, STAGES, last, keep):
+        if remove(old):
+            say(f"date={old.date}: removed, for it is older than {keep} days")
+            removed.append(str(old.date))
+        else:
+            click.echo(f"date={old.date}: not removed, a run is at work on it", err=True)
+    return removed
+
+
+def _look(night: Night, days: list[date], last: date, as_json: bool) -> None:
+    """What a tick would do, date by date."""
+    from jobs.nightly.outlook import look_at, outlook_line
+    from jobs.nightly.retention import too_old
+    from jobs.nightly_summaries import STAGES
+
+    found = [look_at(night, day) for day in days]
+    keep = night.file.nightly.keep_days
+    old = [] if keep is None else too_old(night.base.output, STAGES, last, keep)
+    if as_json:
+        told = {"dates": [asdict(o) for o in found], "to_remove": [str(o.date) for o in old]}
+        return click.echo(json.dumps(told, ensure_ascii=False, default=str))
+    for outlook in found:
+        click.echo(outlook_line(outlook))
+    for one in old:
+        click.echo(f"date={one.date}: would be removed: {', '.join(one.folders)}")
+    click.echo("Nothing was written.")

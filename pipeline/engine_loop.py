@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Protocol
 
@@ -16,12 +16,9 @@ from admg.request import Completion, Request
 from pipeline.attempts import Failure
 from pipeline.errors import DEADLINE
 from pipeline.factory import EngineLike
-from pipeline.progress import Counters
 from pipeline.quarantine import code_of, describe
+from pipeline.reporter import Report, Reporter
 from pipeline.watchdog import Watched, overdue, watch
-
-Report = Callable[[Counters], None]
-_REPORT_SECONDS = 1.0
 
 
 class EngineDied(RuntimeError):
@@ -60,7 +57,7 @@ class EngineLoop:
 
     Args:
         build: makes the engine.
-        report: called from the thread about once a second with what has been done so far.
+        report: called about once a second with what has been done so far.
         guard: is told of the engine's death; None: the futures alone are.
     """
 
@@ -71,7 +68,8 @@ class EngineLoop:
         guard: Guard | None = None,
         watch_seconds: float = 1.0,
     ) -> None:
-        self._build, self._report, self._guard = build, report, guard
+        self._build, self._guard = build, guard
+        self._reporter = Reporter(report)
         self._loaded: Future[None] = Future()
         self._inbox: queue.SimpleQueue[tuple[list[Entry], bool]] = queue.SimpleQueue()
         self._groups: deque[list[Entry]] = deque()
@@ -79,12 +77,10 @@ class EngineLoop:
         self._closed: deque[list[Entry]] = deque()
         self._in_company, self._on_record = True, False
         self._repeats = False
-        self._repeated_tokens = 0
         self._running: dict[int, tuple[Entry, Watched]] = {}
-        self._counters = Counters()
         self._death: EngineDied | None = None
         self._lock = threading.Lock()
-        self._reported = self._moved = time.monotonic()
+        self._moved = time.monotonic()
         self._made: Any = None
         threading.Thread(target=self._run, name="engine", daemon=True).start()
         if guard is not None:
@@ -124,10 +120,9 @@ class EngineLoop:
                     entry.future.set_exception(self._death)
         return [[entry.future for entry in group] for group in groups]
 
-    def count_error_rows(self, rows: int) -> None:
+    def count_error_rows(self, rows: int, codes: Sequence[str] = ()) -> None:
         """Count rows that never reach the engine, so that progress adds up."""
-        with self._lock:
-            self._counters = self._counters.plus_errors(rows)
+        self._reporter.count_errors(rows, codes)
 
     def _run(self) -> None:
         try:
@@ -138,15 +133,13 @@ class EngineLoop:
             self._loaded.set_exception(death)
             return
         self._loaded.set_result(None)
-        self._send_report(engine)
+        self._reporter.start(engine)
         try:
             while True:
                 self._take(engine)
                 if engine.has_work:
                     self._step(engine)
                 self._note_movement(engine)
-                if time.monotonic() - self._reported >= _REPORT_SECONDS:
-                    self._send_report(engine)
         except BaseException as error:  # whatever it was, rows must not wait for it for ever
             if self._guard is not None:
                 keys = tuple(entry.request.key for entry, _ in self._running.values())
@@ -154,11 +147,9 @@ class EngineLoop:
             self._end(EngineDied(describe(error)))
 
     def _step(self, engine: EngineLike) -> None:
-        before = engine.counters.completion_tokens if self._repeats else 0
-        for completion in engine.step():
-            self._finish(completion)
-        if self._repeats:
-            self._repeated_tokens += engine.counters.completion_tokens - before
+        with self._reporter.round(engine, self._repeats):
+            for completion in engine.step():
+                self._finish(completion)
 
     def _take(self, engine: EngineLike) -> None:
         """Move what may go into the engine; wait only when there is nothing else to do."""
@@ -166,8 +157,7 @@ class EngineLoop:
         nothing = self._in_company and not known
         while True:
             try:
-                # The timeout lets an idle engine send its last counters.
-                group, closed = self._inbox.get(nothing, _REPORT_SECONDS if nothing else None)
+                group, closed = self._inbox.get(nothing)
             except queue.Empty:
                 break
             nothing = False
@@ -222,8 +212,7 @@ class EngineLoop:
         entry, _ = self._running.pop(completion.handle)
         self._moved = time.monotonic()
         if not self._repeats:
-            with self._lock:
-                self._counters = self._counters.plus(completion)
+            self._reporter.count(completion)
         entry.future.set_result(completion)
 
     def _note_movement(self, engine: EngineLike) -> None:
@@ -244,17 +233,8 @@ class EngineLoop:
             self._guard.died(Failure(DEADLINE, message, late))
         return True
 
-    def _send_report(self, engine: EngineLike) -> None:
-        self._reported = time.monotonic()
-        if self._report is None:
-            return
-        made = engine.counters.completion_tokens - self._repeated_tokens
-        # The engine counts the tokens of rows that are not finished yet too.
-        tokens = max(self._counters.completion_tokens, made)
-        again = self._repeated_tokens  # no progress, but a sign of life
-        self._report(replace(self._counters, completion_tokens=tokens, audit_tokens=again))
-
     def _end(self, death: EngineDied) -> None:
+        self._reporter.stop()
         with self._lock:
             self._death = death
         waiting = [entry for entry, _ in self._running.values()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
@@ -36,7 +37,8 @@ class ToBoard:
 
     def __call__(self, name: str, counters: Counters) -> None:
         """Fire and forget: a report that is lost is followed by another."""
-        self.board.report.remote(name, counters)
+        with suppress(ray.exceptions.RayError):
+            self.board.report.remote(name, counters)
 
     def others_work(self) -> bool:
         """Whether any actor has reported, which it does when its model is loaded."""

@@ -6,13 +6,13 @@
 # stopped or deleted by somebody.
 set -eu
 
-# The date of the tick, not of this moment: Kubernetes ends a CronJob's job name with the tick's
-# minutes since 1970.
+# The day that had ended at the tick, not at this moment: Kubernetes ends a CronJob's job name with
+# the tick's minutes since 1970.
 minutes=${JOB_NAME##*-}
 case $minutes in
     '' | *[!0-9]*) echo "JOB_NAME is '$JOB_NAME': it must end with minutes since 1970" >&2; exit 2 ;;
 esac
-day=$(date -u -d "@$((minutes * 60))" +%Y-%m-%d)
+day=$(date -u -d "@$((minutes * 60 - 86400))" +%Y-%m-%d)
 job=rayjob/summaries-$day
 
 # "JOB_STATUS DEPLOYMENT_STATUS MESSAGE"; nothing where there is no such RayJob.

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobs.console import duration
-from jobs.failures import Failure
+from jobs.console import duration, json_text
+from jobs.failures import Failure, shown
 from jobs.option_kinds import apply, option
+from pipeline.redaction import redacted_values
 
 if TYPE_CHECKING:
     from jobs.job_file import JobFile
@@ -67,13 +67,13 @@ def show_plan(
     plan = make_plan(with_model(config), with_sample=sample)
     if as_json:
         whole = {"configuration": resolved_job(config, template), "plan": plan.to_dict()}
-        click.echo(json.dumps(whole, ensure_ascii=False))
+        click.echo(json_text(redacted_values(whole)))
         return
     click.echo("# The configuration, as a job file:\n")
-    click.echo(resolved_toml(config, template))
+    click.echo(shown(resolved_toml(config, template)))
     click.echo("# The plan (nothing was written):\n#")
     for line in plan_lines(plan):
-        click.echo(f"#   {line}")
+        click.echo(shown(f"#   {line}"))
 
 
 def with_model(config: RunConfig) -> RunConfig:

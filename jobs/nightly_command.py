@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, date, datetime
@@ -10,8 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobs.failures import EXIT_CODES, EXIT_ERROR_ROWS, EXIT_INCOMPLETE, EXIT_USAGE, verbose_option
+from jobs.console import json_text
+from jobs.failures import (
+    EXIT_CODES,
+    EXIT_ERROR_ROWS,
+    EXIT_INCOMPLETE,
+    EXIT_USAGE,
+    shown,
+    verbose_option,
+)
 from jobs.option_kinds import ExampleCommand
+from pipeline.redaction import redacted_values
 
 if TYPE_CHECKING:
     from jobs.nightly.night import Night
@@ -83,7 +91,7 @@ def nightly(
     night = night_of(file, flags, config, resolve_model=with_model)
     if dry_run:
         return _look(night, days, last, as_json)
-    said: Callable[[str], None] = _say_beside if as_json else click.echo
+    said: Callable[[str], None] = _say_beside if as_json else _say
     told: dict[str, Any] = {"dates": [], "removed": []}
     code = 0
     for one in days:
@@ -93,7 +101,7 @@ def nightly(
     if code in (0, EXIT_ERROR_ROWS):
         told["removed"] = _remove_old(night, last, said)
     if as_json:
-        click.echo(json.dumps(told, ensure_ascii=False, default=str))
+        click.echo(json_text(redacted_values(told)))
     ctx.exit(code)
 
 
@@ -102,8 +110,12 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
+def _say(line: str) -> None:
+    click.echo(shown(line))
+
+
 def _say_beside(line: str) -> None:
-    click.echo(line, err=True)
+    click.echo(shown(line), err=True)
 
 
 def _one(
@@ -131,7 +143,7 @@ def _one(
         _show(report, say)
         errors = report.rows_error or report.bad_shards
         return report, EXIT_ERROR_ROWS if errors else 0, ""
-    click.echo(f"Error: date={day}: {why}", err=True)
+    _say_beside(f"Error: date={day}: {why}")
     return None, code, why
 
 
@@ -155,7 +167,7 @@ def _show(report: DateReport, say: Callable[[str], None]) -> None:
             f"{_number(length)} tokens per target pass, speedup {_number(gain)}"
         )
     for sentence in report.bad_shards:
-        click.echo(f"Left out: {sentence}", err=True)
+        _say_beside(f"Left out: {sentence}")
     if report.quality is not None:
         for line in quality_lines(report.quality):
             say(f"{name}: {line}")
@@ -209,7 +221,7 @@ def _look(night: Night, days: list[date], last: date, as_json: bool) -> None:
     old = [] if keep is None else too_old(night.base.output, STAGES, last, keep)
     if as_json:
         told = {"dates": [asdict(o) for o in found], "to_remove": [str(o.date) for o in old]}
-        return click.echo(json.dumps(told, ensure_ascii=False, default=str))
+        return click.echo(json_text(redacted_values(told)))
     for outlook in found:
         click.echo(outlook_line(outlook))
     for one in old:

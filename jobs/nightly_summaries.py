@@ -30,6 +30,7 @@ from pipeline.config import PromptConfig, RunConfig
 from pipeline.lease import Lease, LeaseTimes, hold
 from pipeline.ledger import read_columns
 from pipeline.manifest import SUCCESS
+from pipeline.redaction import redacted_values
 from pipeline.retry import Patience
 from pipeline.run import RunReport
 from pipeline.shards import Shard, find_shards
@@ -251,5 +252,5 @@ def _write_last(
 
 
 def _write_json(store: Store, name: str, content: dict[str, Any]) -> None:
-    text = json.dumps(content, indent=2, ensure_ascii=False, default=str)
+    text = json.dumps(redacted_values(content), indent=2, ensure_ascii=False, default=str)
     store.write(name, text.encode() + b"\n")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
+from jobs.console import json_text
 from jobs.failures import verbose_option
 from jobs.options import ExampleCommand
+from pipeline.redaction import redacted_values
 
 _EXAMPLE = """\
 admg-batch report demo-output
@@ -52,7 +52,7 @@ def _one(output: str, as_json: bool, html: str | None) -> None:
         write_page(html, details_page(details, html))
         whole = details.report
     if as_json:
-        click.echo(json.dumps(whole.to_dict(), ensure_ascii=False, default=str))
+        click.echo(json_text(whole.to_dict()))
     else:
         print_summary(whole)
     _say_where(html)
@@ -72,7 +72,7 @@ def _two(output: str, other: str, as_json: bool, html: str | None) -> None:
 
         write_page(html, comparison_page(comparison))
     if as_json:
-        click.echo(json.dumps(comparison.to_dict(), ensure_ascii=False, default=str))
+        click.echo(json_text(redacted_values(comparison.to_dict())))
     else:
         print_comparison(comparison)
     _say_where(html)

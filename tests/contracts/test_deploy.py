@@ -24,16 +24,15 @@ import yaml
 from click.testing import CliRunner
 
 from jobs.cli import main
-from jobs.job_file import JobFile, read_job_file
-from jobs.params import run_config
+from jobs.nightly.file import read_nightly_file
 from jobs.sizing import GPUS, known_model, sequences
 from tests.contracts.test_documents import check_command
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 SCHEMAS = ROOT.parent / "shared" / "data" / "kuberay"
-DAY = "2026-11-21"
-MINUTES = 29920395  # since 1970, of that day at 01:15
+DAY = "2026-11-20"
+MINUTES = 29920395  # since 1970: the morning after, 01:15
 
 
 def manifests(name: str) -> list[dict[str, Any]]:
@@ -141,11 +140,11 @@ def test_versions_and_numbers_agree() -> None:
         for group in cluster["workerGroupSpecs"]
         for c in group["template"]["spec"]["containers"]
     )
-    job = run_config({"input": ["i"], "output": "o"}, read_job_file(str(DEPLOY / "job.toml")))
-    assert job.actors == gpus
-    assert job.engine.max_model_len is not None
-    fit = sequences(known_model("Llama-2-13b"), GPUS["H200"], job.engine.max_model_len)
-    assert job.engine.max_num_seqs <= fit
+    engine = read_nightly_file(str(DEPLOY / "summaries.toml")).engine
+    assert engine.actors == gpus
+    assert engine.max_model_len is not None and engine.max_num_seqs is not None
+    fit = sequences(known_model("Llama-2-13b"), GPUS["H200"], engine.max_model_len)
+    assert engine.max_num_seqs <= fit
 
 
 def test_mounts_are_of_volumes_that_are_there() -> None:
@@ -157,10 +156,10 @@ def test_mounts_are_of_volumes_that_are_there() -> None:
         assert mounted.keys() == volumes.keys()
         assert mounted["models"]["readOnly"] and mounted["models"]["mountPath"] == "/models"
         assert f"ADMG_BATCH_CACHE={mounted['cache']['mountPath']}" in dockerfile()
-    assert JobFile.model_validate(tomllib.loads((DEPLOY / "job.toml").read_text())).model
+    assert str(read_nightly_file(str(DEPLOY / "summaries.toml")).model).startswith("/models/")
     head = cluster["headGroupSpec"]["template"]["spec"]
     mount = next(m for m in head["containers"][0]["volumeMounts"] if m["name"] == "job")
-    assert f"--config {mount['mountPath']}/job.toml" in rayjob()["spec"]["entrypoint"]
+    assert f"--config {mount['mountPath']}/summaries.toml" in rayjob()["spec"]["entrypoint"]
 
 
 def command_lines(document: Any) -> Iterator[str]:
@@ -305,8 +304,8 @@ def test_a_tick_creates_the_night_once_and_tells_how_it_ended(
     if created:
         text = (folder / "created").read_text()
         made = yaml.safe_load(text)
-        assert made["metadata"]["name"] == "summaries-2026-11-21" and "yyyy" not in text
-        assert "date=2026-11-21" in made["spec"]["entrypoint"]
+        assert made["metadata"]["name"] == f"summaries-{DAY}" and "yyyy" not in text
+        assert f"--date {DAY}" in made["spec"]["entrypoint"]
 
 
 @pytest.mark.parametrize("job", ["summaries", "summaries-", "summaries-12x", "s-$(touch x)"])

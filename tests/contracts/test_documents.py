@@ -46,7 +46,9 @@ def check_command(line: str) -> None:
     # The last word that names the program: "ray job submit -- admg-batch run ..." too.
     starts = [i for i, w in enumerate(words) if Path(w).name == "admg-batch"]
     if starts:
-        parse(main, words[starts[-1] + 1 :], "admg-batch")
+        own = words[starts[-1] + 1 :]
+        ends = [i for i, w in enumerate(own) if re.fullmatch(r"\d?>>?|\|\|?|&&?|;", w)]
+        parse(main, own[: ends[0]] if ends else own, "admg-batch")
 
 
 def parse(command: click.Command, words: list[str], name: str) -> None:

@@ -146,6 +146,7 @@ def test_planted_secrets_are_found_nowhere(
     for words in (
         ["report", output],
         ["report", output, "--json"],
+        ["report", output, "--html", str(tmp_path / "report.html")],
         ["status", output],
         ["status", output, "--json"],
         ["stop", output],
@@ -162,6 +163,9 @@ def test_planted_secrets_are_found_nowhere(
     written = {str(f): f.read_bytes() for f in logs.rglob("*") if f.is_file()}
     assert any("session" in name for name in written)
     written |= {str(f): f.read_bytes() for f in (tmp_path / "cache").rglob("*") if f.is_file()}
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "***" in page and EVIL not in page
+    written["page"] = page.encode()
     for secret in (IN_URI, *IN_ENVIRONMENT.values()):
         places = objects | written | {"terminal": said}
         found = [name for name, text in places.items() if secret.encode() in text or secret in name]

@@ -70,9 +70,10 @@ def ray_head(cpus: int = 6) -> Iterator[Head]:
             _wait(head, address, token, folder / "head.log")
             yield Head(address, token, env | {"RAY_API_SERVER_ADDRESS": address})
         finally:
-            head.send_signal(signal.SIGTERM)
+            # `ray start --block` takes no SIGTERM; raylet and the others of its group do.
+            os.killpg(head.pid, signal.SIGTERM)
             try:
-                head.wait(timeout=30)
+                head.wait(timeout=2)
             except subprocess.TimeoutExpired:
                 os.killpg(head.pid, signal.SIGKILL)
                 head.wait()

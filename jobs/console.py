@@ -1,4 +1,4 @@
-"""What a run shows while it works: a live line on a terminal, a log line now and then elsewhere."""
+"""What a run shows while it works: a live view on a terminal, a log line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jobs.live import LiveView
     from pipeline.progress import Progress
 
 LOG_SECONDS = 10.0
-_ROWS_FOR_A_PACE = 8
 # Control characters, and those that turn the direction of what stands beside them.
 _STEERING = (*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
 _UNTRUSTED = {code: " " for code in _STEERING if chr(code) not in "\n\t"}
@@ -40,25 +40,36 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def progress_line(progress: Progress, seconds_left: float | None = None) -> str:
-    """One line: phase, rows, tokens per second, acceptance, speedup, time left."""
+def errors_text(progress: Progress) -> str:
+    """Error rows with their codes, as far as these are known: 5 (3 deadline, 1 crashed)."""
+    by_count = sorted(progress.errors_by_code.items(), key=lambda item: (-item[1], item[0]))
+    codes = ", ".join(f"{count} {printable(code)}" for code, count in by_count)
+    return f"{progress.rows_error} ({codes})" if codes else str(progress.rows_error)
+
+
+def progress_line(progress: Progress) -> str:
+    """One line: phase, rows, errors, tokens per second, acceptance, speedup, actors, time left."""
     if progress.phase in ("checking", "starting"):
         return {"checking": "checking the input", "starting": "loading the model"}[progress.phase]
     parts = [f"{progress.phase} {progress.rows_done}/{progress.rows_total} rows"]
     if progress.rows_error:
-        parts.append(f"{progress.rows_error} error rows")
+        parts.append(f"error rows: {errors_text(progress)}")
     parts.append(f"{progress.tokens_per_second:.1f} tokens/s")
+    if progress.prompt_tokens_per_second:
+        parts.append(f"{progress.prompt_tokens_per_second:.1f} prompt tokens/s")
     if progress.mean_acceptance_length is not None:
         parts.append(f"{progress.mean_acceptance_length:.2f} tokens per target pass")
     if progress.speedup is not None:
         parts.append(f"speedup {progress.speedup:.2f}")
-    if seconds_left is not None:
-        parts.append(f"{duration(seconds_left)} left")
+    if progress.actors_alive < progress.actors:
+        parts.append(f"{progress.actors_alive} of {progress.actors} actors alive")
+    if progress.eta_seconds is not None:
+        parts.append(f"{duration(progress.eta_seconds)} left")
     return " | ".join(parts)
 
 
 class Console:
-    """Shows `Progress` values on stderr: a live bar on a terminal, log lines otherwise.
+    """Shows `Progress` values on stderr: a live view on a terminal, log lines otherwise.
 
     Use as a context manager and hand `update` to the run. `last` is the latest value seen.
     """
@@ -67,18 +78,19 @@ class Console:
         self, *, terminal: bool | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.last: Progress | None = None
-        self._terminal = sys.stderr.isatty() if terminal is None else terminal
+        self._terminal = terminal
         self._clock = clock
         self._logged_at = -LOG_SECONDS
         self._phase = ""
-        self._first: Progress | None = None
-        self._bar: Any = None
-        self._task: Any = None
+        self._view: LiveView | None = None
 
     def __enter__(self) -> Console:
-        if self._terminal:
-            self._bar, self._task = _make_bar()
-            self._bar.start()
+        from jobs.terminal import can_move
+
+        if can_move() if self._terminal is None else self._terminal:
+            from jobs.live import LiveView
+
+            self._view = LiveView()
         return self
 
     def __exit__(
@@ -90,59 +102,19 @@ class Console:
         self.close()
 
     def close(self) -> None:
-        """Take the live line away; further updates are log lines."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
-
-    def _seconds_left(self, progress: Progress) -> float | None:
-        """At the pace since decoding began; rows committed by earlier runs cost nothing.
-
-        Rows that are decoded together end together: the first few say nothing about the pace.
-        """
-        if progress.phase != "decoding":
-            return None
-        if self._first is None:
-            self._first = progress
-        done = progress.rows_done - self._first.rows_done
-        if done < _ROWS_FOR_A_PACE:
-            return None
-        pace = (progress.seconds - self._first.seconds) / done
-        return pace * (progress.rows_total - progress.rows_done)
+        """Take the live view away; further updates are log lines."""
+        if self._view is not None:
+            self._view.close()
+            self._view = None
 
     def update(self, progress: Progress) -> None:
         """Show the latest state; cheap enough for every event."""
         self.last = progress
-        line = progress_line(progress, self._seconds_left(progress))
-        if self._bar is not None:
-            total = progress.rows_total or None
-            self._bar.update(
-                self._task, description=line, completed=progress.rows_done, total=total
-            )
+        if self._view is not None:
+            self._view.show(progress)
             return
         now = self._clock()
         if progress.phase != self._phase or now - self._logged_at >= LOG_SECONDS:
             self._phase, self._logged_at = progress.phase, now
+            line = progress_line(progress)
             print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
-
-
-def _make_bar() -> tuple[Any, Any]:
-    from rich.console import Console as Terminal
-    from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bar
-    from rich.table import Column
-
-    bar = Bar(
-        SpinnerColumn(),
-        BarColumn(bar_width=24),
-        TextColumn(
-            "{task.description}",
-            markup=False,
-            table_column=Column(no_wrap=True, overflow="ellipsis"),
-        ),
-        TimeElapsedColumn(),
-        console=Terminal(stderr=True),
-        refresh_per_second=4,
-        transient=True,
-    )
-    return bar, bar.add_task("starting", total=None)

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import re
+from dataclasses import replace
+from typing import Any
+
 import pytest
+from rich.console import Console as Screen
 
 from jobs.console import Console, duration, printable, progress_line
+from jobs.live import drawn
 from pipeline.progress import Progress
 
 
@@ -16,7 +23,7 @@ class Clock:
         return self.now
 
 
-def decoding(done: int, seconds: float) -> Progress:
+def decoding(done: int, seconds: float, **more: Any) -> Progress:
     return Progress(
         rows_total=100,
         rows_done=done,
@@ -25,16 +32,21 @@ def decoding(done: int, seconds: float) -> Progress:
         tokens_per_second=12.34,
         mean_acceptance_length=2.5,
         speedup=1.25,
-        actors=1,
+        actors=2,
+        actors_alive=2,
+        errors_by_code={"deadline": 1},
         phase="decoding",
+        **more,
     )
 
 
 def test_a_line_says_all_that_is_known() -> None:
-    assert progress_line(decoding(40, 9), 75) == (
-        "decoding 40/100 rows | 2 error rows | 12.3 tokens/s | 2.50 tokens per target pass | "
-        "speedup 1.25 | 1 min 15 s left"
+    assert progress_line(decoding(40, 9, eta_seconds=75, prompt_tokens_per_second=80.0)) == (
+        "decoding 40/100 rows | error rows: 2 (1 deadline) | 12.3 tokens/s | 80.0 prompt tokens/s "
+        "| 2.50 tokens per target pass | speedup 1.25 | 1 min 15 s left"
     )
+    lost = replace(decoding(40, 9), actors_alive=1, rows_error=0)
+    assert progress_line(lost).endswith(" | 1 of 2 actors alive")
     bare = Progress(rows_total=3, phase="decoding")
     assert progress_line(bare) == "decoding 0/3 rows | 0.0 tokens/s"
     assert progress_line(Progress()) == "checking the input"
@@ -58,19 +70,30 @@ def test_without_a_terminal_a_line_every_ten_seconds_and_at_every_phase(
     assert done == ["1/100", "11/100", "21/100"]
 
 
-def test_time_left_leaves_out_what_earlier_runs_did(capsys: pytest.CaptureFixture[str]) -> None:
-    clock = Clock()
-    with Console(terminal=False, clock=clock) as console:
-        console.update(decoding(50, 20))
-        clock.now = 10
-        console.update(decoding(60, 30))
-    first, second = capsys.readouterr().err.splitlines()
-    assert "left" not in first
-    # 10 rows in 10 s, so 40 s for 40 rows; with the 50 rows of earlier it would be 20 s.
-    assert second.endswith("40 s left")
+def view_of(progress: Progress, width: int = 100) -> str:
+    """The live view's text, as a terminal without colours has it."""
+    screen = Screen(file=io.StringIO(), width=width, color_system=None)
+    screen.print(drawn(progress))
+    return str(screen.file.getvalue())  # type: ignore[attr-defined]
 
 
-def test_a_terminal_gets_one_live_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_live_view_says_all_that_is_known() -> None:
+    text = view_of(decoding(40, 9, eta_seconds=75, prompt_tokens_per_second=80.0))
+    assert [" ".join(re.sub("[━╸]", "", line).split()) for line in text.splitlines()] == [
+        "decoding 40/100 rows 9 s 1 min 15 s left",
+        "tokens/s 12.3 in completions, 80.0 in prompts",
+        "acceptance 2.50 tokens per target pass",
+        "speedup 1.25 (estimated)",
+        "actors 2 alive of 2",
+        "error rows 2 (1 deadline)",
+    ]
+    assert view_of(Progress()).split()[0] == "checking"
+    assert max(map(len, view_of(decoding(40, 9), width=40).splitlines())) <= 40
+
+
+def test_a_terminal_gets_the_live_view_and_lines_once_it_is_closed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     with Console(terminal=True) as console:
         console.update(decoding(40, 9))
         console.close()

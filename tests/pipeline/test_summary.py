@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
 import pyarrow as pa
 import pytest
 
 from admg.request import Completion
 from admg.stats import SequenceStats
 from pipeline.errors import RowError
-from pipeline.progress import Board, Counters, Progress, Tracker
+from pipeline.progress import Board, Counters, Progress, Reading, Tracker
 from pipeline.schema import RowResult, result_columns
 from pipeline.summary import Summary
 
@@ -91,3 +93,28 @@ def test_progress_counts_what_was_committed_before() -> None:
     assert (last.rows_total, last.rows_done, last.rows_error, last.actors) == (10, 5, 0, 1)
     assert (last.mean_acceptance_length, last.speedup) == (3.0, 2.0)
     assert last.tokens_per_second > 0
+
+
+def test_time_left_goes_by_this_run_alone() -> None:
+    shown: list[Progress] = []
+    tracker = Tracker(shown.append)
+    tracker.phase("starting", rows_total=100, rows_done=50)
+    tracker.update(Reading(1, Counters(rows=7), 7.0), reused=50)
+    tracker.update(Reading(1, Counters(rows=10), 10.0), reused=50)
+    tracker.phase("finishing")
+    # 10 rows in 10 s, so 40 s for 40 rows; with the 50 rows of earlier it would be 6.7 s.
+    assert [p.eta_seconds for p in shown] == [None, None, 40.0, None]
+
+
+def test_an_actor_that_says_nothing_for_long_is_not_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    board = Board()
+    board.report("first/1", Counters(rows=1))
+    now[0] += 14
+    board.report("second/1", Counters(rows=2))
+    board.report("second/2", Counters(rows=3))
+    assert (board.read().actors, board.read().alive) == (2, 2)
+    now[0] += 2
+    reading = board.read()
+    assert (reading.actors, reading.alive, reading.counters.rows) == (2, 1, 6)

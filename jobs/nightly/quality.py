@@ -71,10 +71,10 @@ def ngrams(words: Sequence[str], size: int = NGRAM) -> list[tuple[str, ...]]:
 
 def copy_rate(summary: Sequence[str], document: Sequence[str]) -> float | None:
     """The share of the summary's n-grams that the document has; None for an empty summary."""
+    if not summary:
+        return None
     size = min(NGRAM, len(summary))
     own = ngrams(summary, size)
-    if not own:
-        return None
     there = set(ngrams(document, size))
     return sum(gram in there for gram in own) / len(own)
 

@@ -356,6 +356,24 @@ def test_the_image_is_pinned_offline_and_nobodys() -> None:
     assert {"admg", "pipeline", "jobs", "constraints.txt"} <= copied
 
 
+def test_the_wheel_holds_what_is_no_python() -> None:
+    """A file beside the code is in the image only if its package says so."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    data = project["tool"]["setuptools"]["package-data"]
+    told = {
+        file
+        for package, patterns in data.items()
+        for pattern in patterns
+        for file in (ROOT / package.replace(".", "/")).glob(pattern)
+    }
+    command = ["git", "ls-files", "-z", "admg", "pipeline", "jobs"]
+    tracked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if tracked.returncode:
+        pytest.skip("not a git checkout")
+    files = [ROOT / name for name in tracked.stdout.split("\0") if name]
+    assert [f for f in files if f.suffix != ".py" and f not in told] == []
+
+
 _SECRET = re.compile(r"secret|token|password|passwd|credential|access_?key|api_?key", re.I)
 
 

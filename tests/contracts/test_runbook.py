@@ -1,0 +1,119 @@
+"""The runbook's rehearsal, executed block by block: a night that dies and comes out whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.ray_head import free_ports
+
+ROOT = Path(__file__).parents[2]
+REHEARSAL = re.compile(r"<!-- rehearsal -->\n```bash\n(.*?)^```", re.S | re.M)
+NIGHT = "nights/output/date=2026-11-20"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+def blocks() -> list[str]:
+    return REHEARSAL.findall((ROOT / "deploy" / "README.md").read_text(encoding="utf-8"))
+
+
+def options(folder: Path) -> tuple[str, str]:
+    """Options of `ray start` that keep this Ray apart from others, and the dashboard's port."""
+    gcs, agent, client, dashboard = free_ports(4)
+    return (
+        f"--node-ip-address=127.0.0.1 --port={gcs} --dashboard-agent-listen-port={agent} "
+        f"--ray-client-server-port={client} --min-worker-port=0 --max-worker-port=0 "
+        f"--temp-dir={folder} --object-store-memory=200000000 --num-gpus=0",
+        str(dashboard),
+    )
+
+
+@pytest.fixture
+def ray_folder() -> Iterator[Path]:
+    """Short, for Ray's sockets lie in it."""
+    folder = Path(tempfile.mkdtemp(prefix="book", dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def rehearse(place: Path, ray_folder: Path) -> str:
+    """Run all blocks in one shell in this folder; what they print."""
+    given, dashboard = options(ray_folder)
+    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
+    env |= {"RAY_OPTIONS": given, "DASHBOARD_PORT": dashboard, "NO_COLOR": "1"}
+    script = "\n".join(f"echo '=== {i}'\n{block}" for i, block in enumerate(blocks()))
+    with (place / "said.log").open("w") as log:
+        shell = subprocess.Popen(
+            ["bash", "-euo", "pipefail", "-c", script],
+            cwd=place,
+            env=env,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            code = shell.wait(timeout=1500)
+        finally:
+            # Where a block has failed, the head is still there: it is of this shell's group.
+            if shell.poll() != 0:
+                os.killpg(shell.pid, signal.SIGTERM)
+                shell.wait(timeout=60)
+    said = (place / "said.log").read_text()
+    assert code == 0, said + (place / "ray.log").read_text()
+    return said
+
+
+def test_the_rehearsal_is_all_there() -> None:
+    text = "\n".join(blocks())
+    for step in ("ray start --head", "prepare demo", "kill -KILL", "--html", 'kill "$head"'):
+        assert step in text
+    assert text.count("ray job submit") == 3
+    done = subprocess.run(["bash", "-n", "-c", text], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(1800)
+@pytest.mark.usefixtures("demo_model_path")
+def test_the_rehearsal_ends_as_the_runbook_says(tmp_path: Path, ray_folder: Path) -> None:
+    """Five to ten minutes: pytest -m cluster tests/contracts/test_runbook.py"""
+    said = rehearse(tmp_path, ray_folder)
+    _, _, twice, killed, resumed, *_ = said.split("=== ")[1:]
+    assert "already exists" in twice and "The night was there already." in twice
+    assert "running" in killed and "incomplete" in killed
+    assert "succeeded" in resumed.lower() and "finished" in resumed
+    prompts = pq.read_table(tmp_path / "nights/input/date=2026-11-20")
+    rows = pq.read_table(tmp_path / NIGHT).to_pylist()
+    assert len(rows) >= 200
+    assert sorted(row["id"] for row in rows) == sorted(prompts["id"].to_pylist())
+    assert {row["status"] for row in rows} == {"ok"}
+    manifest = json.loads((tmp_path / NIGHT / "_admg/manifest.json").read_text())
+    # What the dead driver had committed was not done again.
+    assert 0 < manifest["run"]["rows_reused"] < len(rows)
+    page = tmp_path / "report.html"
+    assert page.stat().st_size > 10_000
+    show_in_browser(page, str(len(rows)))
+
+
+def show_in_browser(page: Path, words: str) -> None:
+    """Let a real browser lay the page out, where there is one; the words must be in it."""
+    found = next((b for b in BROWSERS if shutil.which(b)), None)
+    if found is None:
+        return
+    command = [found, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000"]
+    command += [f"--user-data-dir={page.parent / 'browser'}", "--dump-dom", page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "</html>" in done.stdout and words in done.stdout

@@ -223,7 +223,7 @@ def _look(night: Night, days: list[date], last: date, as_json: bool) -> None:
         told = {"dates": [asdict(o) for o in found], "to_remove": [str(o.date) for o in old]}
         return click.echo(json_text(redacted_values(told)))
     for outlook in found:
-        click.echo(outlook_line(outlook))
+        _say(outlook_line(outlook))
     for one in old:
-        click.echo(f"date={one.date}: would be removed: {', '.join(one.folders)}")
+        _say(f"date={one.date}: would be removed: {', '.join(one.folders)}")
     click.echo("Nothing was written.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobs.failures import verbose_option
+from jobs.failures import shown, verbose_option
 from jobs.mistakes import read_template
 from jobs.options import ExampleCommand, ExampleGroup
 
@@ -88,7 +88,7 @@ def _write(
         limit=limit,
         overwrite=overwrite,
     )
-    click.echo(f"{written.rows} prompts in {written.shards} shards: {output}")
+    click.echo(shown(f"{written.rows} prompts in {written.shards} shards: {output}"))
     click.echo(
         f"Next: admg-batch run --input {shlex.quote(output)} --output OUTPUT --model MODEL",
         err=True,

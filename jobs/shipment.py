@@ -7,16 +7,21 @@ them depends on a shell.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import shutil
 import zipfile
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, date, datetime
 from importlib import metadata, util
 from pathlib import Path
+from typing import Any
 
 import tomli_w
 
-from jobs.job_file import read_job_file
+from jobs.job_file import JobFile, read_job_file
 from jobs.params import run_config
 from jobs.resolved import resolved_job
 from pipeline.config import RunConfig
@@ -24,35 +29,108 @@ from pipeline.redaction import has_credentials
 
 JOB_FILE = "job.toml"
 TEMPLATE_FILE = "template.txt"
+_DIGEST_CHARS = 12
 _PACKAGES = ("admg", "pipeline", "jobs")
 _CODE = re.compile(rf"(?:{'|'.join(_PACKAGES)}|admg_batch-[\w.+]+\.dist-info)/")
 _PATHS = ("input", "output", "model")
 
 
-def pack_job(folder: Path, settings: RunConfig) -> RunConfig:
-    """Write the job file, and the template, that say what these settings say.
+@dataclass(frozen=True, slots=True)
+class Shipment:
+    """What a folder's command does: where its results go, for which date, and a digest of it all.
+
+    The digest covers a whole configuration, templates included, and is the same on every machine.
+    Unlike that of an output (`pipeline.fingerprint`) it covers options that only change speed, and
+    the model by its path: the model's files may be out of reach from here.
+    """
+
+    command: tuple[str, ...]
+    output: str
+    logical_date: str
+    fingerprint: str
+
+
+def ship_run(
+    folder: Path, flags: Mapping[str, Any], config: str | None, day: str | None
+) -> Shipment:
+    """Put a run's job file, and its template, into an empty folder.
 
     Args:
-        folder: an empty folder.
-        settings: the configuration, checked.
-
-    Returns:
-        The configuration that the cluster will read there.
+        folder: where to.
+        flags: values by option name; None where the option was not given.
+        config: the job file, if there is one.
+        day: the date that the run is for; None is today.
 
     Raises:
-        ValueError: a URI with credentials, which may not be sent.
+        ValueError: a user's mistake, in one sentence.
     """
+    job = JobFile() if config is None else read_job_file(config)
+    settings = run_config(flags, job, config)
     _refuse_credentials(settings)
-    job = resolved_job(settings, None)
+    values = resolved_job(settings, None)
     if settings.prompt.template is not None:
         (folder / TEMPLATE_FILE).write_text(settings.prompt.template, encoding="utf-8")
-        job["prompt"]["template"] = TEMPLATE_FILE
-    path = folder / JOB_FILE
-    path.write_text(tomli_w.dumps(job), encoding="utf-8")
-    arrives = run_config({}, read_job_file(str(path)), str(path))
+        values["prompt"]["template"] = TEMPLATE_FILE
+    path = _write(folder, values)
+    arrives = run_config({}, read_job_file(path), path)
     if replace(settings, **{name: getattr(arrives, name) for name in _PATHS}) != arrives:
         raise AssertionError(f"the job file that would be sent says something else:\n{arrives}")
-    return arrives
+    day = day or date.today().isoformat()
+    return Shipment(("run", "--config", JOB_FILE), arrives.output, day, digest_of(asdict(arrives)))
+
+
+def ship_nightly(
+    folder: Path, flags: Mapping[str, Any], config: str | None, day: str | None
+) -> Shipment:
+    """Put a nightly job file into an empty folder, for one date.
+
+    Args:
+        folder: where to.
+        flags: values by option name; of these, a night has its places alone.
+        config: the nightly job file.
+        day: the day whose documents are summarised; None is the last that has ended.
+
+    Raises:
+        ValueError: a user's mistake, in one sentence.
+    """
+    from jobs.nightly.dates import folder_of, logical_date, parse_date
+    from jobs.nightly.file import read_nightly_file, time_zone
+
+    if config is None:
+        raise ValueError("--nightly needs --config, the nightly job file")
+    for name in (name for name, value in flags.items() if value is not None):
+        if name not in _PATHS:
+            option = "--" + name.replace("_", "-")
+            raise ValueError(f"{option} cannot go with --nightly: its place is the job file")
+    file = read_nightly_file(config)
+    given = {name: flags[name] for name in _PATHS if flags.get(name) is not None}
+    settings = run_config(given, file.job(), config)
+    _refuse_credentials(settings)
+    if len(settings.input) != 1:
+        raise ValueError("--input is given more than once: a night has one folder of all dates")
+    places = {name: value for name, value in resolved_job(settings, None).items() if name in _PATHS}
+    places["input"] = places["input"][0]
+    shipped = file.model_copy(update=places)
+    values = shipped.model_dump(exclude_none=True)
+    if read_nightly_file(_write(folder, values)) != shipped:
+        raise AssertionError(f"the job file that would be sent says something else:\n{values}")
+    zone, back = time_zone(file.nightly.time_zone), file.nightly.days_back
+    chosen = logical_date(datetime.now(UTC), zone, back) if day is None else parse_date(day)
+    command = ("nightly", "--config", JOB_FILE, "--date", chosen.isoformat())
+    output = f"{places['output'].rstrip('/')}/{folder_of(chosen)}"
+    return Shipment(command, output, chosen.isoformat(), digest_of(values))
+
+
+def digest_of(values: Mapping[str, Any]) -> str:
+    """A short digest of a configuration."""
+    text = json.dumps(values, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()[:_DIGEST_CHARS]
+
+
+def _write(folder: Path, values: Mapping[str, Any]) -> str:
+    path = folder / JOB_FILE
+    path.write_text(tomli_w.dumps(values), encoding="utf-8")
+    return str(path)
 
 
 def add_wheel(folder: Path, wheel: str) -> None:

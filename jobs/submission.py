@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from jobs.failures import EXIT_ERROR_ROWS, EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXIT_USAGE
-from pipeline.config import RunConfig
 
 # Metadata whose presence says that a job of the cluster is one of ours.
 OURS = "admg_batch"
 OUTPUT, JOB, LOGICAL_DATE, FINGERPRINT = "output", "job", "logical_date", "fingerprint"
-_DIGEST_CHARS = 12
 _OWN_CODES = (EXIT_USAGE, EXIT_ERROR_ROWS, EXIT_INCOMPLETE, EXIT_INTERRUPTED)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
@@ -166,16 +162,6 @@ def judge(submission: Submission, known: Iterable[ClusterJob], again: bool = Fal
     if newest is not None and newest.is_finished and not again:
         return Verdict("finished", newest.id, newest)
     return Verdict("send", submission.attempt(last + 1), newest)
-
-
-def fingerprint_of(settings: RunConfig) -> str:
-    """A short digest of a whole configuration, templates included, the same on every machine.
-
-    Unlike that of an output (`pipeline.fingerprint`) it covers options that only change speed, and
-    the model by its path: the model's files may be out of reach from here.
-    """
-    text = json.dumps(asdict(settings), sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()[:_DIGEST_CHARS]
 
 
 def absolute(path: str) -> str:

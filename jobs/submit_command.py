@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import tempfile
-from datetime import date
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobs.failures import EXIT_INCOMPLETE, EXIT_INTERRUPTED, Failure, verbose_option
+from jobs.failures import EXIT_INCOMPLETE, EXIT_INTERRUPTED, Failure, shown, verbose_option
 from jobs.option_kinds import ExampleCommand, apply, listing, option, switch
 from jobs.options import run_options
 
@@ -44,9 +44,16 @@ submit_options = apply(
         option(SUBMISSION, "--name", metavar="NAME", help="The job's name.  [default: its file's]"),
         option(
             SUBMISSION,
+            "--nightly",
+            is_flag=True,
+            callback=switch,
+            help="--config is a nightly job file: send `admg-batch nightly`.",
+        ),
+        option(
+            SUBMISSION,
             "--logical-date",
             metavar="DATE",
-            help="The date that it is for, as 2026-11-21.  [default: today]",
+            help="The date that it is for, as 2026-11-21.  [default: today; a night's last day]",
         ),
         option(
             SUBMISSION,
@@ -105,13 +112,14 @@ submit_options = apply(
     ]
 )
 _NAMES = (
-    *("address", "name", "logical_date", "again", "wait", "wheel", "ship_code", "env"),
+    *("address", "name", "nightly", "logical_date", "again", "wait", "wheel", "ship_code", "env"),
     *("stop_grace", "entrypoint_num_cpus", "entrypoint_memory", "entrypoint_resources"),
 )
 
 _EXAMPLE = """\
 admg-batch submit --address http://head:8265 --config job.toml
-admg-batch submit --config job.toml --logical-date 2026-11-21 --no-wait --env HF_TOKEN"""
+admg-batch submit --config job.toml --logical-date 2026-11-21 --no-wait --env HF_TOKEN
+admg-batch submit --nightly --config nightly.toml --no-wait"""
 
 _NOTES = """\
 A job's name, date and configuration make its submission id, so that the same submission is
@@ -147,23 +155,21 @@ def submit(ctx: click.Context, config: str | None, as_json: bool, **flags: Any) 
 def _submit(
     folder: Path, config: str | None, flags: dict[str, Any], own: dict[str, Any], as_json: bool
 ) -> int:
-    from jobs.job_file import JobFile, read_job_file
-    from jobs.params import run_config
     from jobs.ray_jobs import RayJobs
-    from jobs.shipment import JOB_FILE, pack_job
-    from jobs.submission import Submission, fingerprint_of, job_name
+    from jobs.shipment import ship_nightly, ship_run
+    from jobs.submission import Submission, job_name
     from jobs.submit import send
 
-    job = JobFile() if config is None else read_job_file(config)
-    settings = pack_job(folder, run_config(flags, job, config))
+    ship = ship_nightly if own["nightly"] else ship_run
+    shipment = ship(folder, flags, config, own["logical_date"])
     submission = Submission(
-        job=own["name"] or job_name(config, settings.output),
-        logical_date=own["logical_date"] or date.today().isoformat(),
-        fingerprint=fingerprint_of(settings),
-        output=settings.output,
+        job=own["name"] or job_name(config, shipment.output),
+        logical_date=shipment.logical_date,
+        fingerprint=shipment.fingerprint,
+        output=shipment.output,
         version=metadata.version("admg-batch"),
     )
-    package = _package(folder, ["run", "--config", JOB_FILE], own)
+    package = _package(folder, shipment.command, own)
     jobs = RayJobs.connect(own["address"])
     sent = send(jobs, submission, package, bool(own["again"]))
     click.echo(_sentence(sent), err=as_json)
@@ -176,7 +182,7 @@ def _submit(
     return ended.code or 0
 
 
-def _package(folder: Path, command: list[str], own: dict[str, Any]) -> Package:
+def _package(folder: Path, command: Sequence[str], own: dict[str, Any]) -> Package:
     from jobs.shipment import add_installed, add_wheel
     from jobs.submit import Package, env_of, resources_of
 
@@ -231,5 +237,5 @@ def _follow(jobs: RayJobs, job: ClusterJob, as_json: bool) -> ClusterJob:
         raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
     click.echo(f"{ended.id}: {ended.status.lower()}, exit code {ended.code}", err=True)
     if ended.status == "FAILED" and ended.exit_code is None:
-        click.echo(ended.message, err=True)
+        click.echo(shown(ended.message), err=True)
     return ended

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +14,20 @@ from click.testing import Result
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.job_file import JobFile, read_job_file
+from jobs.job_file import read_job_file
+from jobs.nightly.file import read_nightly_file
 from jobs.params import run_config
 from jobs.ray_jobs import RayJobs, UsedId
-from jobs.shipment import JOB_FILE, add_installed, add_wheel, pack_job
+from jobs.shipment import JOB_FILE, add_installed, add_wheel, ship_nightly, ship_run
 from jobs.submission import (
     FINGERPRINT,
     OUTPUT,
     ClusterJob,
     Submission,
-    fingerprint_of,
     job_name,
     judge,
 )
 from jobs.submit import GRACE, Package, env_of, resources_of, send
-from pipeline.config import RunConfig
 
 Call = Callable[..., Result]
 NIGHT = Submission("night", "2026-11-21", "0123456789ab", "/out", "1.0")
@@ -188,29 +188,49 @@ def test_what_arrives_says_the_same_from_anywhere(
         "[draft]\ndrop_quantile=0.5\n"
     )
     monkeypatch.chdir(here)
-    source = read_job_file("job.toml")
     flags = {"drop_layers": 4, "stop": ['"\n\x7f\\', "…"], "kv_budget": "1MiB", "max_tokens": 7}
-    settings = pack_job(sent, run_config(flags, source, "job.toml"))
-    assert settings.input == (str(here / "in"),) and settings.output == str(here / "out")
-    assert settings.prompt.template == "Sum up, é \\ {prompt}\n"
-    assert settings.engine.draft.drop.count == 4 and settings.engine.draft.drop.quantile is None
+    shipment = ship_run(sent, flags, "job.toml", None)
+    assert shipment.output == str(here / "out")
     monkeypatch.chdir(sent)
     (here / "t.txt").unlink()
     arrived = run_config({}, read_job_file(JOB_FILE), JOB_FILE)
-    assert arrived == settings
-    assert fingerprint_of(arrived) == fingerprint_of(settings)
+    assert arrived.input == (str(here / "in"),) and arrived.output == str(here / "out")
+    assert arrived.prompt.template == "Sum up, é \\ {prompt}\n" and arrived.prompt.mode == "chat"
+    assert arrived.engine.draft.drop.count == 4 and arrived.engine.draft.drop.quantile is None
+    assert arrived.sampling.stop == ('"\n\x7f\\', "…") and arrived.sampling.max_tokens == 7
 
 
-def test_the_fingerprint_is_the_whole_configuration() -> None:
-    base = RunConfig(input=("a",), output="o", model="m")
-    others = [
-        RunConfig(input=("a", "b"), output="o", model="m"),
-        RunConfig(input=("a",), output="o", model="m", actors=2),
-        RunConfig(input=("a",), output="o", model="m", retry_failed=True),
-    ]
-    digests = [fingerprint_of(config) for config in [base, *others]]
-    assert len(set(digests)) == 4
-    assert fingerprint_of(RunConfig(input=("a",), output="o", model="m")) == digests[0]
+def test_the_fingerprint_is_the_whole_configuration(tmp_path: Path) -> None:
+    base = {"input": ["a"], "output": "o", "model": "m"}
+    others = [{"input": ["a", "b"]}, {"actors": 2}, {"retry_failed": True}, {"output": "p"}]
+    digests = [ship_run(tmp_path, base | o, None, None).fingerprint for o in [{}, *others]]
+    assert len(set(digests)) == len(digests)
+    assert ship_run(tmp_path, base, None, "2020-01-01").fingerprint == digests[0]
+
+
+def test_a_night_is_sent_with_its_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, sent = tmp_path / "here", tmp_path / "sent"
+    here.mkdir()
+    sent.mkdir()
+    (here / "night.toml").write_text(
+        'input = "in"\noutput = "out"\nmodel = "demo"\n[nightly]\ncatch_up_days = 2\n'
+        '[[summary.examples]]\ntext = "a"\nsummary = "b"\n'
+    )
+    monkeypatch.chdir(here)
+    shipment = ship_nightly(sent, {"model": "m", "max_tokens": None}, "night.toml", "2026-11-20")
+    assert shipment.command == ("nightly", "--config", JOB_FILE, "--date", "2026-11-20")
+    assert shipment.output == str(here / "out" / "date=2026-11-20")
+    arrived = read_nightly_file(str(sent / JOB_FILE))
+    assert (arrived.input, arrived.output) == (str(here / "in"), str(here / "out"))
+    assert arrived.model == str(here / "m") and arrived.nightly.catch_up_days == 2
+    assert arrived.summary.examples is not None and arrived.summary.examples[0].summary == "b"
+    later = ship_nightly(sent, {"model": "m"}, "night.toml", "2026-11-21")
+    assert later.fingerprint == shipment.fingerprint and later.output != shipment.output
+    zone = ship_nightly(sent, {}, "night.toml", None)
+    assert zone.logical_date < datetime.now(UTC).date().isoformat()
+    for flags, config in (({"max_tokens": 3}, "night.toml"), ({}, None), ({}, "none.toml")):
+        with pytest.raises(ValueError, match=r"--nightly|cannot be read"):
+            ship_nightly(sent, flags, config, None)
 
 
 @pytest.mark.parametrize("key", ["input", "output", "model"])
@@ -219,7 +239,7 @@ def test_credentials_in_a_uri_are_not_sent(key: str, tmp_path: Path) -> None:
     uri = f"s3://key:{SECRET}@bucket/x"
     values[key] = [uri] if key == "input" else uri
     with pytest.raises(ValueError, match="credentials") as caught:
-        pack_job(tmp_path, run_config(values, JobFile()))
+        ship_run(tmp_path, values, None, None)
     assert f"--{key}" in str(caught.value) and SECRET not in str(caught.value)
     assert not list(tmp_path.iterdir())
 

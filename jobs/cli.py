@@ -8,6 +8,7 @@ import click
 
 from jobs.bench.command import bench
 from jobs.bench.pipeline_command import pipeline
+from jobs.completion_command import completion
 from jobs.dry_run import dry_run_options, looks_ahead, show_plan
 from jobs.failures import EXIT_CODES, EXIT_ERROR_ROWS, Main, verbose_option
 from jobs.nightly_command import nightly
@@ -18,6 +19,7 @@ from jobs.sizing_command import sizing
 from jobs.status_command import status
 from jobs.stop_command import stop
 from jobs.submit_command import submit
+from jobs.terminal import plain_option
 
 _SETTINGS = {"max_content_width": 96, "help_option_names": ["-h", "--help"]}
 
@@ -28,6 +30,7 @@ _REPORT = "admg-batch report demo-output"
 
 @click.group(cls=Main, context_settings=_SETTINGS, example=f"{_PREPARE}\n{_RUN}\n{_REPORT}")
 @click.version_option(package_name="admg-batch", message="%(prog)s %(version)s")
+@plain_option
 def main() -> None:
     """Offline LLM batch generation on Ray: several tokens per forward pass, the same text.
 
@@ -43,6 +46,7 @@ main.add_command(stop)
 main.add_command(report)
 main.add_command(sizing)
 main.add_command(bench)
+main.add_command(completion)
 bench.add_command(pipeline)
 
 

@@ -6,6 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
+
+_COMPLETED = {"DIR": "dir", "FILE": "file", "PATH": "file"}
 
 
 class GroupedOption(click.Option):
@@ -14,6 +17,13 @@ class GroupedOption(click.Option):
     def __init__(self, *args: Any, group: str = "Options", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.group = group
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[Any]]:
+        """Files and folders where the placeholder says so."""
+        kind = _COMPLETED.get(str(self.metavar))
+        if kind is not None:
+            return [CompletionItem(incomplete, type=kind)]
+        return super().shell_complete(ctx, incomplete)
 
 
 class _WithExample(click.Command):

@@ -56,9 +56,9 @@ def status(
         known: dict[str, Any] = {} if state is None else state.to_dict()
         click.echo(json.dumps(known | {"job": None if job is None else job.to_dict()}))
         return
-    from rich.console import Console
+    from jobs.terminal import terminal
 
-    Console().print(_table(job, state))
+    terminal().print(_table(job, state))
     if unseen:
         click.echo(shown(f"The output cannot be seen from here: {unseen}"), err=True)
 
@@ -154,10 +154,10 @@ def _list(jobs: list[ClusterJob], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"jobs": [job.to_dict() for job in jobs]}))
         return
-    from rich.console import Console
     from rich.table import Table
 
     from jobs.console import printable
+    from jobs.terminal import terminal
 
     table = Table(title="Submissions", title_justify="left")
     for heading in ("submission", "state", "exit code", "output"):
@@ -165,4 +165,4 @@ def _list(jobs: list[ClusterJob], as_json: bool) -> None:
     for job in jobs:
         code = "" if job.code is None else str(job.code)
         table.add_row(*map(printable, (job.id, job.status.lower(), code, job.output)))
-    Console().print(table)
+    terminal().print(table)

@@ -94,9 +94,9 @@ def _clip(text: str, length: int) -> str:
 
 def print_summary(report: Report, console: Console | None = None) -> None:
     """Print the table and the sample row."""
-    from rich.console import Console
+    from jobs.terminal import terminal
 
-    console = console or Console()
+    console = console or terminal()
     console.print(summary_table(report))
     if report.sample:
         console.print(sample_panel(report.sample))

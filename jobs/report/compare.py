@@ -19,6 +19,7 @@ from jobs.report.details import Settings, read_settings
 from jobs.report.examples import add_texts, clip
 from jobs.report.read import Report, Totals, gather
 from pipeline.key_columns import id_keys
+from pipeline.redaction import redacted_values
 from pipeline.schema import COMPLETION, STATUS
 from pipeline.storage import Store
 
@@ -134,7 +135,7 @@ class Comparison:
             "b": self.b.to_dict(),
             **{name: getattr(self, name) for name in names},
             "paired": {name: asdict(pair) for name, pair in self.paired.items()},
-            "settings": {name: list(pair) for name, pair in self.settings.items()},
+            "settings": redacted_values(dict(self.settings)),
             "examples": list(self.examples),
         }
 

@@ -9,7 +9,8 @@ import numpy as np
 from jobs.console import printable
 from jobs.report.compare import METRICS, Comparison
 from jobs.report.plots import Plot
-from jobs.report.text import is_secret, masked
+from jobs.report.text import is_secret
+from pipeline.redaction import redacted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,7 +29,9 @@ Line = tuple[str, str, str, str]
 
 def names(comparison: Comparison) -> tuple[str, str]:
     """Short names of the two outputs, or A and B where these are the same."""
-    short = [masked(r.output).rstrip("/").rpartition("/")[2] for r in (comparison.a, comparison.b)]
+    short = [
+        redacted(r.output).rstrip("/").rpartition("/")[2] for r in (comparison.a, comparison.b)
+    ]
     return ("A", "B") if short[0] == short[1] or not all(short) else (short[0], short[1])
 
 
@@ -96,7 +99,7 @@ def differences(comparison: Comparison) -> dict[str, tuple[str, str]]:
 def _setting(name: str, value: Any) -> str:
     if is_secret(name):
         return "***"
-    return "-" if value is None else masked(str(value))
+    return "-" if value is None else redacted(str(value))
 
 
 def print_comparison(comparison: Comparison, console: Console | None = None) -> None:

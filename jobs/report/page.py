@@ -1,7 +1,7 @@
 """Pages: one HTML file each, with its style and its plots inside, without scripts.
 
-Every value goes through the template's own escaping, and before that through `shown` and `masked`:
-completions, ids and messages are anybody's text. The same output gives the same bytes.
+Every value goes through the template's own escaping, and before that through `shown` and
+`redacted`: completions, ids and messages are anybody's text. The same output gives the same bytes.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from urllib.parse import quote
 from jobs.console import duration
 from jobs.report import course, plots
 from jobs.report.details import Details
-from jobs.report.text import is_secret, masked, shown
+from jobs.report.text import is_secret, shown
 from pipeline.manifest import MANIFEST, RUN
+from pipeline.redaction import redacted
 from pipeline.storage import STATE, Store, resolve
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def comparison_page(comparison: Comparison) -> str:
 
 
 def _name_of(output: str) -> str:
-    return masked(output).rstrip("/").rpartition("/")[2] or output
+    return redacted(output).rstrip("/").rpartition("/")[2] or output
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, str]:
@@ -178,7 +179,7 @@ def _render(template: str, **values: Any) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=lambda v: shown(masked(v)) if type(v) is str else v,
+        finalize=lambda v: shown(redacted(v)) if type(v) is str else v,
     )
     environment.filters |= {
         "number": number,

@@ -6,6 +6,7 @@ A plot that has nothing to show is None.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,9 @@ import pyarrow.compute as pc
 
 from jobs.report.gathered import Layers, Positions, members
 from jobs.report.svg import INK, MUTED, SERIES, figure, svg
+
+if TYPE_CHECKING:
+    from matplotlib.axis import Axis
 
 _FEWEST_POINTS, _MOST_POINTS = 3, 400
 _MOST_POSITIONS = 16
@@ -32,6 +36,11 @@ def numbers(table: pa.Table, name: str) -> np.ndarray:
     """The values of a column that are known and finite."""
     values = pc.drop_null(table[name].combine_chunks()).to_numpy(zero_copy_only=False)
     return values[np.isfinite(values)].astype(float)
+
+
+def _whole(axis: Axis) -> None:
+    """Ticks at whole numbers only."""
+    axis.get_major_locator().set_params(integer=True)
 
 
 def _edges(values: np.ndarray, least_width: float) -> np.ndarray:
@@ -54,6 +63,7 @@ def speedups(rows: pa.Table) -> Plot | None:
         ax.annotate("plain", (1.0, 1.0), (3, -2), ("data", "axes fraction"), "offset points",
                     color=INK, va="top")  # fmt: skip
         ax.set(xlabel="speedup of a row, decoding", ylabel="rows")
+        _whole(ax.yaxis)
         text = svg("speedup", drawn)
     low, middle, high = np.quantile(values, (0.05, 0.5, 0.95))
     return Plot(
@@ -74,6 +84,7 @@ def acceptance(rows: pa.Table) -> Plot | None:
         edges = _edges(values, 0.02)
         ax.hist(values.clip(edges[0], edges[-1]), edges, color=SERIES[1], rwidth=0.92)
         ax.set(xlabel="tokens per pass of the full model", ylabel="rows")
+        _whole(ax.yaxis)
         text = svg("acceptance", drawn)
     low, middle, high = np.quantile(values, (0.05, 0.5, 0.95))
     return Plot(
@@ -109,7 +120,7 @@ def by_position(positions: Positions) -> Plot | None:
 
 def _against(
     name: str, rows: pa.Table, column: str, xlabel: str, log: bool
-) -> tuple[str, int] | None:
+) -> tuple[str, str] | None:
     both = rows.filter(pc.and_(pc.is_valid(rows[column]), pc.is_valid(rows["speedup"])))
     x, y = both[column].to_numpy().astype(float), both["speedup"].to_numpy()
     fine = np.isfinite(x) & np.isfinite(y) & (x > 0)
@@ -118,9 +129,10 @@ def _against(
         return None
     shown = np.linspace(0, len(x) - 1, min(len(x), _MOST_POINTS)).astype(int)
     with figure(name) as (drawn, ax):
-        ax.plot(x[shown], y[shown], "o", color=SERIES[0], alpha=0.35, markersize=3, mew=0)
+        alpha = 0.35 if len(shown) > 100 else 0.8
+        ax.plot(x[shown], y[shown], "o", color=SERIES[0], alpha=alpha, markersize=3.5, mew=0)
         groups = np.array_split(np.argsort(x, kind="stable"), int(np.clip(len(x) // 8, 1, 12)))
-        if len(groups) > 2:
+        if len(groups) > _FEWEST_POINTS:
             middles = [np.median(x[g]) for g in groups]
             ax.plot(middles, [np.median(y[g]) for g in groups], color=SERIES[1])
         ax.axhline(1.0, color=INK, linewidth=1.0, linestyle=(0, (3, 2)))
@@ -131,7 +143,8 @@ def _against(
         room = 0.1 * max(high - low, 0.1)
         ax.set_ylim(min(low, 1.0) - room, max(high, 1.0) + room)
         ax.set(xlabel=xlabel, ylabel="speedup")
-        return svg(name, drawn), len(shown)
+        line = "; the line is the median" if len(groups) > _FEWEST_POINTS else ""
+        return svg(name, drawn), f"{len(shown)} rows{line}."
 
 
 def speedup_by_prompt(rows: pa.Table) -> Plot | None:
@@ -139,7 +152,7 @@ def speedup_by_prompt(rows: pa.Table) -> Plot | None:
     found = _against("by-prompt", rows, "prompt_tokens", "tokens of the prompt", log=True)
     if found is None:
         return None
-    caption = f"{found[1]} rows; the line is the median. The dashed line is plain decoding."
+    caption = f"{found[1]} The dashed line is plain decoding."
     return Plot("by-prompt", "Speedup by prompt length", found[0], caption)
 
 
@@ -149,7 +162,7 @@ def speedup_by_queue(rows: pa.Table) -> Plot | None:
     if found is None:
         return None
     caption = (
-        f"{found[1]} rows; the line is the median. Rows that waited long were decoded in a full "
+        f"{found[1]} Rows that waited long were decoded in a full "
         "batch; the size of the batch itself is not kept."
     )
     return Plot("by-queue", "Speedup by time in the queue", found[0], caption)
@@ -168,6 +181,7 @@ def lengths(rows: pa.Table) -> Plot | None:
         ax.set_xscale("log", base=2)
         ax.xaxis.set_major_formatter("{x:g}")
         ax.set(xlabel="tokens", ylabel="rows")
+        _whole(ax.yaxis)
         drawn.legend(loc="outside upper left", ncols=2)
         text = svg("lengths", drawn)
     middle = [f"{np.median(v):,.0f}" if len(v) else "none" for v in (prompts, completions)]

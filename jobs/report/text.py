@@ -1,7 +1,7 @@
 """Text that nobody has checked (prompts, completions, ids, names), made fit to be shown.
 
 Escaping for HTML is the template's; what is done here is what escaping leaves: characters that
-steer a display, that turn the direction of reading or that cannot be seen, and secrets in URIs.
+steer a display, that turn the direction of reading or that cannot be seen.
 """
 
 from __future__ import annotations
@@ -14,11 +14,6 @@ _KEPT = "\n\t\u200c\u200d"
 # Cc control, Cf format (bidi, zero width), Cs half a pair, Co private, Zl and Zp separators.
 _STEERING = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
 _PICTURES = 0x2400  # of the control characters 0 to 31
-_USER = re.compile(r"(?<=://)[^/@\s]+(?=@)")
-_SECRET = re.compile(
-    r"(?i)([?&;](?:[\w.-]*(?:secret|token|key|password|passwd|signature|credential)[\w.-]*)=)"
-    r"[^&;\s]+"
-)
 _SECRET_NAME = re.compile(r"(?i)(secret|password|passwd|credential|api_?key|access_?key)")
 
 
@@ -34,11 +29,6 @@ def _is_plain(character: str) -> bool:
 def _sign(character: str) -> str:
     code = ord(character)
     return chr(_PICTURES + code) if code < 32 else f"⟨U+{code:04X}⟩"
-
-
-def masked(text: str) -> str:
-    """The text without the users, passwords and keys that URIs may hold."""
-    return _SECRET.sub(r"\1***", _USER.sub("***", text))
 
 
 def is_secret(name: str) -> bool:

@@ -16,7 +16,7 @@ from admg.config import EngineConfig
 from admg.request import Completion, Request
 from admg.stats import EngineCounters
 from pipeline.config import Dtype, RunConfig
-from pipeline.fingerprint import identity_of, model_identity
+from pipeline.fingerprint import model_identity
 from pipeline.retry import Patience
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class ModelFactory:
     """The default: `admg.llm.LLM` on a checkpoint folder, or on one that is copied here first.
 
     `cpu_share` is how many actors share a machine's CPUs (None on GPUs: torch's own choice).
-    `remote` is the listing of a model that was given by URI; each machine copies it once.
+    `remote` is a model that was given by URI, as it was found; each machine copies it once.
     """
 
     path: str
@@ -142,7 +142,7 @@ class ModelFactory:
 
     def identity(self) -> dict[str, str]:
         """Hashes of the checkpoint's small files and of its weights' names and sizes."""
-        return identity_of(self.remote.openers()) if self.remote else model_identity(self.path)
+        return dict(self.remote.identity) if self.remote else model_identity(self.path)
 
     def tokenizer(self) -> TokenizerLike:
         """The checkpoint's tokenizer."""

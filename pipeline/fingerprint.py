@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from pipeline.config import RunConfig
 
+# The first kind that is there: a checkpoint's other files of weights are never read.
 _WEIGHTS = ("*.safetensors", "*.gguf", "*.bin")
 _TOKENIZER = (
     "tokenizer.json",
@@ -129,7 +130,8 @@ def identity_of(files: Mapping[str, Callable[[], IO[Any]]]) -> dict[str, str]:
                     parts += [name.encode(), bytes(stream.read())]
         return _digest(parts)
 
-    weights = sorted(n for n in files if any(fnmatch(n, pattern) for pattern in _WEIGHTS))
+    kinds = ([name for name in sorted(files) if fnmatch(name, kind)] for kind in _WEIGHTS)
+    weights = next((names for names in kinds if names), [])
     with ThreadPoolExecutor(_AT_ONCE) as pool:  # of a bucket, each sample is a request
         samples = list(pool.map(lambda name: _sampled(name, files[name]), weights))
     return {

@@ -1,9 +1,9 @@
 """Checkpoints by URI: copied to each machine once, then used from its disk alone.
 
 A model is a folder, or a URI of one: s3://, gs://, hdfs://, hf://organisation/name[@revision].
-The driver lists such a checkpoint once and hands the listing on, so that all machines use the very
-files whose identity the run is known by. A process that needs only the configuration and the
-tokenizer copies only these, so that a head without a disk for weights can plan the run.
+The driver looks at such a checkpoint once and hands on what it has found, so that all machines use
+the very files whose identity the run is known by. A process that needs only the configuration and
+the tokenizer copies only these, so that a head without a disk for weights can plan the run.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,7 @@ from pyarrow import fs
 
 from pipeline.cache import cache_dir, made_once
 from pipeline.errors import StorageError
+from pipeline.fingerprint import identity_of, model_identity
 from pipeline.redaction import redacted
 from pipeline.retry import PATIENCE, Patience, one_line
 from pipeline.storage import resolve
@@ -47,24 +48,19 @@ def local_folder(model: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class RemoteFile:
-    """One file of a listing; `changed` in nanoseconds, 0 where the storage does not say."""
-
-    name: str
-    size: int
-    changed: int
-
-
-@dataclass(frozen=True, slots=True)
 class RemoteCheckpoint:
-    """A checkpoint as it was listed. Small to pickle: each process resolves the URI for itself."""
+    """A checkpoint as it was found: its files' sizes by name, and its identity.
+
+    Small to pickle: each process resolves the URI for itself.
+    """
 
     uri: str = field(repr=False)  # may hold credentials
-    files: tuple[RemoteFile, ...]
+    files: Mapping[str, int]
+    identity: Mapping[str, str]
 
     @classmethod
     def find(cls, uri: str, patience: Patience = PATIENCE) -> RemoteCheckpoint:
-        """List a checkpoint, trying again for a while where the storage does not answer.
+        """Look at a checkpoint, trying again for a while where the storage does not answer.
 
         Raises:
             ValueError: there is none, it cannot be reached, or its weights are pickled.
@@ -75,29 +71,20 @@ class RemoteCheckpoint:
                 f"model is {name!r}: HF_HUB_OFFLINE is set, so it must be a folder on this machine"
             )
         try:
-            files = _listed(uri, patience)
+            files = patience.run(f"listing {name}", lambda: _listed(uri))
+            if "config.json" not in files:
+                raise ValueError(f"model is {name!r}: it must be a folder with a config.json")
+            if not any(n.endswith(WEIGHTS) for n in files):
+                pickled = next((f" but {n}" for n in files if n.endswith(_PICKLED)), "")
+                raise ValueError(
+                    f"model is {name!r}: it must hold safetensors files, and holds none{pickled}"
+                )
+            openers = _openers(uri, files)
+            identity = patience.run(f"reading {name}", lambda: identity_of(openers))
         except (OSError, StorageError) as error:
             reason = redacted(one_line(error))
-            raise ValueError(f"model is {name!r}: it cannot be listed: {reason}") from error
-        names = [file.name for file in files]
-        if "config.json" not in names:
-            raise ValueError(f"model is {name!r}: it must be a folder with a config.json")
-        if not any(n.endswith(WEIGHTS) for n in names):
-            pickled = next((f" but {n}" for n in names if n.endswith(_PICKLED)), "")
-            raise ValueError(
-                f"model is {name!r}: it must hold safetensors files, and holds none{pickled}"
-            )
-        return cls(uri, files)
-
-    def openers(self) -> dict[str, Callable[[], IO[Any]]]:
-        """A function for each file that opens it where it is, for reading at any place."""
-        filesystem, root = resolve(self.uri)
-
-        def opener(name: str) -> Callable[[], IO[Any]]:
-            path = f"{root.rstrip('/')}/{name}"
-            return lambda: filesystem.open_input_file(path)
-
-        return {file.name: opener(file.name) for file in self.files}
+            raise ValueError(f"model is {name!r}: it cannot be read: {reason}") from error
+        return cls(uri, files, identity)
 
     def folder(self, *, weights: bool = True) -> Path:
         """The checkpoint's folder on this machine, copied by the first process that asks.
@@ -107,48 +94,43 @@ class RemoteCheckpoint:
 
         Raises:
             OSError: no room, or the cache or the storage fails.
-            ValueError: the files are no longer those that were listed.
+            ValueError: the files are no longer those that were found.
         """
         whole = cache_dir() / "models" / self._folder_name()
         if not weights and not whole.is_dir():
             target = whole.with_name(f"{whole.name}-small")
-            return made_once(target, lambda s: self._copy(s, self._small()), _log.info, "model")
-        return made_once(whole, lambda s: self._copy(s, self._kept()), _log.info, "model")
+            return made_once(target, lambda s: self._copy(s, False), _log.info, "model")
+        return made_once(whole, lambda s: self._copy(s, True), _log.info, "model")
 
     def _folder_name(self) -> str:
-        # The listing as well: other files under the same URI are another model.
-        parts = [self.uri, *(f"{f.name} {f.size} {f.changed}" for f in self.files)]
+        # By what it is: other files under the same URI are another model, and another folder.
+        parts = [*sorted(self.files), *(f"{k} {v}" for k, v in sorted(self.identity.items()))]
         digest = hashlib.blake2b("\n".join(parts).encode(), digest_size=8).hexdigest()
         last = re.sub(r"[^\w.@-]+", "-", resolve(self.uri)[1].rstrip("/").rsplit("/", 1)[-1])
         return f"{last[:80]}-{digest}"
 
-    def _kept(self) -> list[RemoteFile]:
-        return [f for f in self.files if f.name.endswith(_KEPT)]
-
-    def _small(self) -> list[RemoteFile]:
-        return [f for f in self._kept() if not f.name.endswith(WEIGHTS)]
-
-    def _copy(self, scratch: Path, files: list[RemoteFile]) -> Path:
+    def _copy(self, scratch: Path, weights: bool) -> Path:
         made = scratch / "model"
         made.mkdir()
-        needed, free = sum(f.size for f in files), shutil.disk_usage(scratch).free
+        kept = [n for n in self.files if n.endswith(_KEPT) and (weights or not n.endswith(WEIGHTS))]
+        needed, free = sum(self.files[n] for n in kept), shutil.disk_usage(scratch).free
         if needed > free:
             raise OSError(
                 f"{scratch.parent} has {free / 1e9:.1f} GB free and the model needs "
                 f"{needed / 1e9:.1f} GB: set ADMG_BATCH_CACHE to a folder with more room"
             )
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            for _ in pool.map(lambda file: self._copy_file(file, made), files):
-                pass
-        if _listed(self.uri) != self.files:
+            list(pool.map(lambda name: self._copy_file(name, made), kept))
+        copied = model_identity(str(made))
+        if any(copied[k] != v for k, v in self.identity.items() if weights or k != "weights"):
             raise ValueError(
                 f"model is {redacted(self.uri)!r}: its files changed while they were copied"
             )
         return made
 
-    def _copy_file(self, file: RemoteFile, made: Path) -> None:
+    def _copy_file(self, name: str, made: Path) -> None:
         filesystem, root = resolve(self.uri)
-        source, target = f"{root.rstrip('/')}/{file.name}", made / file.name
+        source, target = f"{root.rstrip('/')}/{name}", made / name
 
         def copy() -> None:
             fs.copy_files(
@@ -160,14 +142,14 @@ class RemoteCheckpoint:
             )
 
         PATIENCE.run(f"copying {source}", copy)
-        if target.stat().st_size != file.size:
-            raise ValueError(f"{source} has another size than when it was listed")
+        if target.stat().st_size != self.files[name]:
+            raise ValueError(f"{source} has another size than when it was found")
         with target.open("rb") as stream:  # the rename says complete, so it must outlive the power
             os.fsync(stream.fileno())
 
 
 def remote_checkpoint(model: str, patience: Patience = PATIENCE) -> RemoteCheckpoint | None:
-    """The listing of a model by URI; None for one that is a folder.
+    """What a model by URI is; None for one that is a folder.
 
     Raises:
         ValueError: as `RemoteCheckpoint.find`.
@@ -175,11 +157,25 @@ def remote_checkpoint(model: str, patience: Patience = PATIENCE) -> RemoteCheckp
     return RemoteCheckpoint.find(model, patience) if is_uri(model) else None
 
 
-def _listed(uri: str, patience: Patience = PATIENCE) -> tuple[RemoteFile, ...]:
+def _listed(uri: str) -> dict[str, int]:
     filesystem, root = resolve(uri)
-    found = patience.run(f"listing {root}", lambda: filesystem.get_file_info(fs.FileSelector(root)))
-    files = [RemoteFile(f.base_name, f.size, f.mtime_ns or 0) for f in found if f.is_file]
-    return tuple(sorted(files, key=lambda file: file.name))
+    found = filesystem.get_file_info(fs.FileSelector(root))
+    return {f.base_name: f.size for f in sorted(found, key=lambda f: f.path) if f.is_file}
+
+
+def _openers(uri: str, names: Iterable[str]) -> dict[str, Callable[[], IO[Any]]]:
+    """A function for each file that opens it where it is, for reading at any place."""
+    filesystem, root = resolve(uri)
+    handler = getattr(filesystem, "handler", None)
+
+    def opener(name: str) -> Callable[[], IO[Any]]:
+        path = f"{root.rstrip('/')}/{name}"
+        if isinstance(handler, fs.FSSpecHandler):
+            # Without its cache, which would read megabytes around each sample.
+            return lambda: handler.fs.open(path, "rb", cache_type="none")
+        return lambda: filesystem.open_input_file(path)
+
+    return {name: opener(name) for name in names}
 
 
 def _hub_is_off() -> bool:

@@ -79,7 +79,7 @@ def test_the_rehearsal_is_all_there() -> None:
     text = "\n".join(blocks())
     for step in ("ray start --head", "prepare demo", "kill -KILL", "--html", 'kill "$head"'):
         assert step in text
-    assert text.count("ray job submit") == 3
+    assert text.count("admg-batch submit --nightly") == 3
     done = subprocess.run(["bash", "-n", "-c", text], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
@@ -91,9 +91,11 @@ def test_the_rehearsal_ends_as_the_runbook_says(tmp_path: Path, ray_folder: Path
     """Five to ten minutes: pytest -m cluster tests/contracts/test_runbook.py"""
     said = rehearse(tmp_path, ray_folder)
     _, _, twice, killed, resumed, *_ = said.split("=== ")[1:]
-    assert "already exists" in twice and "The night was there already." in twice
+    assert "Submitted nightly-2026-11-20" in twice
+    assert "Already submitted" in twice and "Nothing was sent" in twice
     assert "running" in killed and "incomplete" in killed
-    assert "succeeded" in resumed.lower() and "finished" in resumed
+    assert "It goes on from nightly-2026-11-20" in resumed and "which failed" in resumed
+    assert "succeeded" in resumed and "finished" in resumed
     prompts = pq.read_table(tmp_path / "nights/input/date=2026-11-20")
     rows = pq.read_table(tmp_path / NIGHT).to_pylist()
     assert len(rows) >= 200

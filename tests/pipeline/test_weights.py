@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import fsspec
-import pyarrow.parquet as pq
 import pytest
 
 from admg.config import EngineConfig, SamplingParams
@@ -23,6 +22,7 @@ from pipeline import weights as module
 from pipeline.config import RunConfig
 from pipeline.factory import ModelFactory
 from pipeline.fingerprint import fingerprint, model_identity
+from pipeline.job import check_job
 from pipeline.run import run
 from pipeline.storage import resolve
 from pipeline.weights import RemoteCheckpoint
@@ -35,10 +35,10 @@ from pathlib import Path
 from pipeline.weights import RemoteCheckpoint
 found = RemoteCheckpoint.find(sys.argv[1])
 copy = RemoteCheckpoint._copy
-def counted(self, scratch, files):
+def counted(self, scratch, weights):
     with open(os.environ["LOG"], "a") as log:
         log.write("copied\\n")
-    return copy(self, scratch, files)
+    return copy(self, scratch, weights)
 RemoteCheckpoint._copy = counted
 print("ready", flush=True)
 sys.stdin.readline()
@@ -47,8 +47,8 @@ print(found.folder())
 _HANGS = """
 import sys, time
 from pipeline.weights import RemoteCheckpoint
-def hang(self, file, made):
-    (made / file.name).write_bytes(b"half")
+def hang(self, name, made):
+    (made / name).write_bytes(b"half")
     print("hangs", flush=True)
     time.sleep(600)
 RemoteCheckpoint._copy_file = hang
@@ -146,10 +146,11 @@ def test_a_run_with_a_model_in_a_bucket_goes_on_with_the_same_model_in_a_folder(
     copied = [f for f in cache.iterdir() if f.is_dir()]
     assert [f.name.rsplit("-", 1)[-1] for f in copied] == ["small"]
     assert not list(copied[0].glob("*.safetensors"))
-    write_shards(tmp_path / "in", [{"id": [1, 2, 3], "prompt": ["The sea", "The sky", "Land"]}])
-    again = run(replace(config, model=str(tiny_chat_model)))
-    assert (again.rows_ok, again.rows_reused) == (3, 2)
-    assert len(pq.read_table(tmp_path / "out")) == 3
+    # The same model in a folder may go on here, and another one may not.
+    here = replace(config, model=str(tiny_chat_model))
+    check_job(here, ModelFactory.of(here))
+    with pytest.raises(ValueError, match=r"dtype was 'float32' and is now 'bfloat16'"):
+        check_job(replace(here, dtype="bfloat16"), ModelFactory.of(here))
 
 
 def test_a_model_is_known_by_its_files_and_not_by_where_they_lie(
@@ -165,8 +166,12 @@ def test_a_model_is_known_by_its_files_and_not_by_where_they_lie(
     content = bytearray(file.read_bytes())
     content[-8] ^= 1
     file.write_bytes(content)
-    upload(tuned, memory)
+    first = RemoteCheckpoint.find(memory).folder()
+    upload(tuned, memory)  # under the same names, with the same sizes
     assert ModelFactory.of(config).identity() != identities[0]
+    second = RemoteCheckpoint.find(memory).folder()
+    assert model_identity(str(first)) == identities[0]
+    assert model_identity(str(second)) == model_identity(str(tuned))
 
 
 def test_other_files_under_the_same_uri_are_another_copy(
@@ -198,10 +203,10 @@ def test_files_that_change_under_the_copy_are_refused(
         stream.write(b"{}")
     with pytest.raises(ValueError, match=r"config\.json has another size"):
         found.folder()
-    grown = replace(found, files=found.files[:-1])
     upload(tiny_chat_model, memory)
+    other = replace(found, identity=dict(found.identity) | {"weights": "of another training"})
     with pytest.raises(ValueError, match="changed while they were copied"):
-        grown.folder()
+        other.folder()
     assert not [f for f in cache.iterdir() if f.is_dir()]
 
 
@@ -218,7 +223,7 @@ def test_a_disk_without_room_is_named_before_it_is_filled(
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        ({}, "cannot be listed|config.json"),
+        ({}, "cannot be read|config.json"),
         ({"model.safetensors": b""}, "it must be a folder with a config.json"),
         ({"config.json": b"{}", "x.bin": b""}, "must hold safetensors files, and holds none but x"),
         ({"config.json": b"{}"}, "must hold safetensors files, and holds none$"),

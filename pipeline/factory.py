@@ -135,6 +135,11 @@ class ModelFactory:
         from admg.checkpoint import checkpoint_files
         from admg.llm import longest_sequence
 
+        if self.remote is None and not os.path.isdir(self.path):
+            raise ValueError(
+                f"model is {self.path!r}: it must be a folder with a config.json, or the URI of "
+                "one, as s3://bucket/folder or hf://organisation/name"
+            )
         longest = longest_sequence(self._folder(weights=False), self.engine, self.dtype)
         if self.remote is None:
             checkpoint_files(self.path)  # none, or pickled ones: found before anything is started

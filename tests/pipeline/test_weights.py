@@ -258,6 +258,11 @@ def test_pickled_weights_in_a_folder_are_refused_before_anything_starts(
         ModelFactory(str(folder), EngineConfig()).check()
 
 
+def test_a_name_on_the_hub_is_no_folder_and_the_message_says_what_to_write() -> None:
+    with pytest.raises(ValueError, match=r"as s3://bucket/folder or hf://organisation/name$"):
+        ModelFactory("meta-llama/Llama-2-13b-hf", EngineConfig()).check()
+
+
 def test_code_in_a_checkpoint_is_never_run(tiny_chat_model: Path, tmp_path: Path) -> None:
     """`trust_remote_code` is off: classes that a checkpoint names in its own files are not made."""
     folder = shutil.copytree(tiny_chat_model, tmp_path / "coded")

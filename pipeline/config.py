@@ -7,6 +7,7 @@ or torch. Every rejection is a `ValueError` of one sentence naming the field and
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from math import inf
 from typing import Literal
 
 from admg.config import EngineConfig, SamplingParams
@@ -131,7 +132,7 @@ class RunConfig:
         _refuse(self.id_column in self.keep, "keep", self.keep, "without the id column")
         _refuse(self.actors < 1, "actors", self.actors, "at least 1")
         _refuse(
-            self.gpus_per_actor is not None and self.gpus_per_actor < 0,
+            self.gpus_per_actor is not None and not 0 <= self.gpus_per_actor < inf,
             "gpus_per_actor",
             self.gpus_per_actor,
             "0 or more",
@@ -152,12 +153,13 @@ class RunConfig:
         repeated = len(set(self.row_parameters)) < len(self.row_parameters)
         _refuse(repeated, "row_parameters", self.row_parameters, "parameters named once each")
         patience = self.storage_patience_seconds
-        _refuse(patience < 0, "storage_patience_seconds", patience, "0 or more")
+        _refuse(not patience >= 0, "storage_patience_seconds", patience, "0 or more")
         _refuse(not 0 <= self.audit <= 1, "audit", self.audit, "a share of the rows, 0 to 1")
         plain = self.engine.draft.drafter == "none"
         _refuse(self.audit > 0 and plain, "audit", self.audit, "0 where nothing is drafted")
         for name in ("row_deadline_seconds", "token_deadline_seconds"):
-            _refuse(getattr(self, name) <= 0, name, getattr(self, name), "above 0")
+            # Not "at most 0": nan is neither.
+            _refuse(not getattr(self, name) > 0, name, getattr(self, name), "above 0")
 
     @property
     def columns(self) -> tuple[str, ...]:

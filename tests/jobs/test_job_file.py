@@ -258,6 +258,14 @@ def test_a_value_of_the_command_line_is_blamed_on_its_option(job: Write) -> None
     assert said == "--drop-layers is -2: it must be 0 or more"
 
 
+@pytest.mark.parametrize(
+    "name", ["gpus_per_actor", "row_deadline_seconds", "token_deadline_seconds", "storage_patience"]
+)
+def test_nan_is_no_number_on_the_command_line_either(name: str) -> None:
+    with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} is nan: it must be"):
+        run_config(GIVEN | {name: float("nan")}, JobFile())
+
+
 def test_what_is_missing_is_said() -> None:
     with pytest.raises(ValueError, match="--input and --model must be given"):
         run_config({"output": "o"}, JobFile())

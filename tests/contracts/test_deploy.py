@@ -308,6 +308,16 @@ def test_a_tick_creates_the_night_once_and_tells_how_it_ended(
         assert f"--date {DAY}" in made["spec"]["entrypoint"]
 
 
+def test_the_runbooks_name_for_a_night_is_that_nights(tmp_path: Path) -> None:
+    text = (DEPLOY / "README.md").read_text()
+    found = re.search(r"--from=cronjob/summaries \\\n\s+(summaries-\$\(\(.*\)\))$", text, re.M)
+    assert found is not None
+    said = subprocess.run(["bash", "-c", f"echo {found[1]}"], capture_output=True, text=True)
+    assert night(tmp_path / "cluster", None, "SUCCEEDED Complete ", said.stdout.strip()) == 0
+    made = yaml.safe_load((tmp_path / "cluster" / "created").read_text())
+    assert made["metadata"]["name"] == "summaries-2026-11-20"
+
+
 @pytest.mark.parametrize("job", ["summaries", "summaries-", "summaries-12x", "s-$(touch x)"])
 def test_a_tick_without_a_date_is_refused(tmp_path: Path, job: str) -> None:
     assert night(tmp_path / "cluster", None, "", job) == 2

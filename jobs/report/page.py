@@ -157,14 +157,14 @@ def count(value: int | None) -> str:
 
 def error(value: float | None) -> str:
     """A standard error with its sign; nothing where it is not known."""
-    return "" if value is None else f" ± {number(value, 2 if value >= 0.01 else 3)}"
+    return "" if value is None else f" ± {number(value, 2 if value >= 0.0095 else 3)}"
 
 
 def percent(value: float | None) -> str:
     """A share; small ones with more digits."""
     if value is None or not math.isfinite(value):
         return "-"
-    return f"{100 * value:.0f} %" if value >= 0.1 else f"{100 * value:.2g} %"
+    return f"{100 * value:.0f}\u00a0%" if value >= 0.1 else f"{100 * value:.2g}\u00a0%"
 
 
 def _render(template: str, **values: Any) -> str:

@@ -97,11 +97,11 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
     def page(name: str) -> Path:
         path = folder / f"{name}.html"
-        large = output("large", 900, 40)
+        large = output("large", 600, 40)
         given = {
             "large": [large],
             "ten": [output("ten", 10, 1)],
-            "two": [large, output("other", 900, 3, seed=2, said="<i>Other</i>")],
+            "two": [large, output("other", 600, 3, seed=2, said="<i>Other</i>")],
         }[name]
         if not path.exists():
             result = CliRunner().invoke(main, ["report", *given, "--html", str(path)])

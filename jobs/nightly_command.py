@@ -23,6 +23,7 @@ from pipeline.redaction import redacted_values
 
 if TYPE_CHECKING:
     from jobs.nightly.night import Night
+    from jobs.nightly.retention import Old
     from jobs.nightly_summaries import DateReport
 
 _EXAMPLE = """\
@@ -87,10 +88,15 @@ def nightly(
         flags["input"] = [flags["input"]]
     last = logical_date(now(), time_zone(file.nightly.time_zone), file.nightly.days_back)
     chosen = last if day is None else parse_date(day)
-    days = list(due(chosen, file.nightly.catch_up_days if catch_up is None else catch_up))
+    before = file.nightly.catch_up_days if catch_up is None else catch_up
+    keep = file.nightly.keep_days
+    if keep is not None and before >= keep:
+        right = f"it must be below nightly.keep_days ({keep})"
+        raise click.UsageError(f"--catch-up is {before}: {right}")
+    days = list(due(chosen, before))
     night = night_of(file, flags, config, resolve_model=with_model)
     if dry_run:
-        return _look(night, days, last, as_json)
+        return _look(night, days, _old(night, last, days), as_json)
     said: Callable[[str], None] = _say_beside if as_json else _say
     told: dict[str, Any] = {"dates": [], "removed": []}
     code = 0
@@ -99,7 +105,7 @@ def nightly(
         code = _worse(code, outcome)
         told["dates"].append(_as_json(one, report, why))
     if code in (0, EXIT_ERROR_ROWS):
-        told["removed"] = _remove_old(night, last, said)
+        told["removed"] = _remove(_old(night, last, days), said)
     if as_json:
         click.echo(json_text(redacted_values(told)))
     ctx.exit(code)
@@ -193,32 +199,35 @@ def _as_json(day: date, report: DateReport | None, why: str) -> dict[str, Any]:
     }
 
 
-def _remove_old(night: Night, last: date, say: Callable[[str], None]) -> list[str]:
-    from jobs.nightly.retention import remove, too_old
+def _old(night: Night, last: date, days: list[date]) -> list[Old]:
+    """The dates that are to be removed; not those that this command is for."""
+    from jobs.nightly.retention import too_old
     from jobs.nightly_summaries import STAGES
 
     keep = night.file.nightly.keep_days
     if keep is None:
         return []
+    return [old for old in too_old(night.base.output, STAGES, last, keep) if old.date not in days]
+
+
+def _remove(old: list[Old], say: Callable[[str], None]) -> list[str]:
+    from jobs.nightly.retention import remove
+
     removed = []
-    for old in too_old(night.base.output, STAGES, last, keep):
-        if remove(old):
-            say(f"date={old.date}: removed, for it is older than {keep} days")
-            removed.append(str(old.date))
+    for one in old:
+        if remove(one):
+            say(f"date={one.date}: removed, for it is past nightly.keep_days")
+            removed.append(str(one.date))
         else:
-            click.echo(f"date={old.date}: not removed, a run is at work on it", err=True)
+            click.echo(f"date={one.date}: not removed, a run is at work on it", err=True)
     return removed
 
 
-def _look(night: Night, days: list[date], last: date, as_json: bool) -> None:
+def _look(night: Night, days: list[date], old: list[Old], as_json: bool) -> None:
     """What a tick would do, date by date."""
     from jobs.nightly.outlook import look_at, outlook_line
-    from jobs.nightly.retention import too_old
-    from jobs.nightly_summaries import STAGES
 
     found = [look_at(night, day) for day in days]
-    keep = night.file.nightly.keep_days
-    old = [] if keep is None else too_old(night.base.output, STAGES, last, keep)
     if as_json:
         told = {"dates": [asdict(o) for o in found], "to_remove": [str(o.date) for o in old]}
         return click.echo(json_text(redacted_values(told)))

@@ -58,6 +58,11 @@ def night_of(
     style = file.summary.style
     if style == "auto":
         style = "chat" if has_chat(tokenizer) else "few-shot"
+    elif style == "chat" and not has_chat(tokenizer):
+        raise ValueError(
+            f"summary.style is 'chat', but model {base.model!r} has no chat template: it must be "
+            "few-shot or auto"
+        )
     own = file.summary.examples
     examples = None if own is None else [(e.text, e.summary) for e in own]
     prompt = summary_prompt(style, file.summary.instruction, examples)

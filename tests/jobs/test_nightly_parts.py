@@ -21,7 +21,7 @@ import jobs.nightly_summaries as nightly_summaries
 from admg.config import SamplingParams
 from jobs.nightly.dates import date_of, due, folder_of, logical_date
 from jobs.nightly.example import EXAMPLE
-from jobs.nightly.file import read_nightly_file
+from jobs.nightly.file import NightlyFile, read_nightly_file
 from jobs.nightly.night import night_of
 from jobs.nightly.prompts import DOCUMENT, EXAMPLES, STOPS, has_chat, summary_prompt, with_stops
 from jobs.nightly.quality import copy_rate, ends_in_a_loop, words_of
@@ -267,6 +267,14 @@ def test_the_style_is_the_models(tiny: Path) -> None:
     assert has_chat(ByteTokenizer()) and not has_chat(ModelTokenizer(str(tiny)))
 
 
+def test_a_base_model_is_not_chatted_with(tiny: Path) -> None:
+    values = {"input": "i", "output": "o", "model": str(tiny), "summary": {"style": "chat"}}
+    with pytest.raises(
+        ValueError, match=r"summary\.style is 'chat', but model .* no chat template"
+    ):
+        night_of(NightlyFile.model_validate(values))
+
+
 # --- numbers -----------------------------------------------------------------------------------
 
 
@@ -346,6 +354,7 @@ def test_only_old_dates_of_ours_go_and_never_the_newest(tmp_path: Path) -> None:
 def ticks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny: Path) -> Callable[..., Any]:
     """Ticks of the command at a time of our choosing; dates are noted and not done."""
     path = tmp_path / "nightly.toml"
+    (tmp_path / "in").mkdir()
     path.write_text(
         f'input = "in"\noutput = "out"\nmodel = "{tiny}"\n[nightly]\ntime_zone = "Europe/Berlin"\n'
         "catch_up_days = 1\n[summary]\nstyle = 'few-shot'\nexamples = []\ninstruction = 'Short.'\n"
@@ -380,6 +389,28 @@ def test_a_tick_does_its_date_and_those_before_it(admg_batch: Call, ticks: Any) 
     assert days == [date(2026, 2, 27), date(2026, 2, 28), date(2026, 3, 1)]
     _, result = ticks(admg_batch, datetime(2026, 11, 21, tzinfo=zone), "--date", "yesterday")
     assert result.exit_code == 2 and "--date is 'yesterday': it must be a date" in result.stderr
+
+
+def test_old_outputs_go_after_a_good_tick_but_none_that_was_asked_for(
+    admg_batch: Call, ticks: Any, tmp_path: Path
+) -> None:
+    text = (tmp_path / "nightly.toml").read_text()
+    kept = text.replace("catch_up_days = 1", "catch_up_days = 1\nkeep_days = 2")
+    (tmp_path / "nightly.toml").write_text(kept)
+    for name in ("date=2026-11-10", "date=2026-11-11", "date=2026-11-20"):
+        an_output(tmp_path / "out", name)
+    now = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
+    asked = ("--date", "2026-11-10", "--catch-up", 0)
+    _, shown = ticks(admg_batch, now, *asked, "--dry-run")
+    assert (
+        "date=2026-11-11: would be removed" in shown.stdout and "11-10: would" not in shown.stdout
+    )
+    assert len(os.listdir(tmp_path / "out")) == 3
+    _, done = ticks(admg_batch, now, *asked)
+    assert done.exit_code == 0 and "date=2026-11-11: removed" in done.stdout
+    assert sorted(os.listdir(tmp_path / "out")) == ["date=2026-11-10", "date=2026-11-20"]
+    _, refused = ticks(admg_batch, now, "--catch-up", 2)
+    assert refused.exit_code == 2 and "it must be below nightly.keep_days (2)" in refused.stderr
 
 
 def test_a_date_that_fails_keeps_no_other_from_being_done(admg_batch: Call, ticks: Any) -> None:

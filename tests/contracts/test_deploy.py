@@ -84,6 +84,23 @@ def test_the_rayjob_is_one_by_kuberays_schema() -> None:
     assert mistakes(kuberay("RayJob"), rayjob()) == []
 
 
+def test_its_spec_is_the_template_of_kuberays_own_cron_job() -> None:
+    """As the runbook says of those who prefer that."""
+    spec = rayjob()["spec"]
+    spec["entrypoint"], _, day = spec["entrypoint"].rpartition(" --date ")
+    assert day == DAY
+    check_command(spec["entrypoint"])
+    document = {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayCronJob",
+        "metadata": {"name": "summaries"},
+        "spec": {"schedule": "15 1 * * *", "timeZone": "Etc/UTC", "jobTemplate": spec},
+    }
+    assert mistakes(kuberay("RayCronJob"), document) == []
+    document["spec"]["concurrencyPolicy"] = "Forbid"
+    assert len(mistakes(kuberay("RayCronJob"), document)) == 1
+
+
 @pytest.mark.parametrize(
     ("path", "key", "value"),
     [

@@ -9,6 +9,7 @@ import click
 from jobs.bench.command import bench
 from jobs.bench.pipeline_command import pipeline
 from jobs.completion_command import completion
+from jobs.doctor_command import doctor
 from jobs.dry_run import dry_run_options, looks_ahead, show_plan
 from jobs.failures import EXIT_CODES, EXIT_ERROR_ROWS, Main, verbose_option
 from jobs.nightly_command import nightly
@@ -46,6 +47,7 @@ main.add_command(stop)
 main.add_command(report)
 main.add_command(sizing)
 main.add_command(bench)
+main.add_command(doctor)
 main.add_command(completion)
 bench.add_command(pipeline)
 

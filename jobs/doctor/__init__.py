@@ -1,0 +1,1 @@
+"""What `admg-batch doctor` looks at, one file for each kind of thing."""

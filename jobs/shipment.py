@@ -173,6 +173,5 @@ def _refuse_credentials(settings: RunConfig) -> None:
             if has_credentials(text):
                 raise ValueError(
                     f"--{name} is a URI with credentials, which everybody who may look at the "
-                    "cluster's jobs would see: leave them out, and give them to the nodes, or "
-                    "send environment variables with --env NAME"
+                    "cluster's jobs would see: leave them out, and give them to the nodes"
                 )

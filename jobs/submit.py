@@ -17,6 +17,7 @@ from jobs.submission import ClusterJob, Submission, Verdict, judge
 # Read by Ray in the job's own supervisor, so that a job can ask for its own time to end.
 GRACE = "RAY_JOB_STOP_WAIT_TIME_S"
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_SECRET = re.compile(r"(?i)token|secret|passw|passphrase|credential|private|key(?:_?id)?$")
 _RACES = 5
 
 
@@ -24,8 +25,8 @@ _RACES = 5
 class Package:
     """What runs on the cluster: a folder that is sent, a command in it, and what it is given.
 
-    `env` holds variables with their values; they go into the job's runtime environment, and
-    nowhere else.
+    `env` holds variables with their values. They go into the job's runtime environment, which Ray
+    logs on every node and shows to whoever may see the job.
     """
 
     folder: Path
@@ -94,7 +95,7 @@ def env_of(names: Sequence[str]) -> dict[str, str]:
     """Variables of this process by name, for the job.
 
     Raises:
-        ValueError: a name with a value, or of a variable that is not set.
+        ValueError: a name with a value, of a variable that is not set, or of a secret.
     """
     found = {}
     for name in names:
@@ -105,6 +106,12 @@ def env_of(names: Sequence[str]) -> dict[str, str]:
             )
         if not _VARIABLE.fullmatch(name):
             raise ValueError(f"--env is {name!r}: it must be the name of a variable")
+        if _SECRET.search(name):
+            raise ValueError(
+                f"--env is {name}, which looks like a secret: Ray writes what is sent along into "
+                "the logs of every node, and shows it to all who may see the job. Give it to the "
+                "nodes instead, as a secret of their pods or a role of theirs"
+            )
         if name not in os.environ:
             raise ValueError(f"--env is {name}: it must be set in this environment")
         found[name] = os.environ[name]

@@ -87,7 +87,7 @@ submit_options = apply(
             metavar="NAME",
             multiple=True,
             callback=listing,
-            help="A variable of this environment that the job gets too. Repeatable.",
+            help="A variable of this environment that the job gets too; no secrets. Repeatable.",
         ),
         option(
             SUBMISSION,
@@ -118,7 +118,7 @@ _NAMES = (
 
 _EXAMPLE = """\
 admg-batch submit --address http://head:8265 --config job.toml
-admg-batch submit --config job.toml --logical-date 2026-11-21 --no-wait --env HF_TOKEN
+admg-batch submit --config job.toml --logical-date 2026-11-21 --no-wait --env AWS_REGION
 admg-batch submit --nightly --config nightly.toml --no-wait"""
 
 _NOTES = """\

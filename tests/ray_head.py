@@ -24,10 +24,11 @@ _START_SECONDS = 90
 
 @dataclass(frozen=True)
 class Head:
-    """A running head: its URL, its token, and an environment that knows both."""
+    """A running head: its URL, its token, an environment that knows both, and Ray's own folder."""
 
     address: str
     token: str
+    folder: Path
     env: dict[str, str]
 
     def admg_batch(self, *args: object, **options: object) -> subprocess.CompletedProcess[str]:
@@ -68,7 +69,7 @@ def ray_head(cpus: int = 6) -> Iterator[Head]:
         )
         try:
             _wait(head, address, token, folder / "head.log")
-            yield Head(address, token, env | {"RAY_API_SERVER_ADDRESS": address})
+            yield Head(address, token, folder, env | {"RAY_API_SERVER_ADDRESS": address})
         finally:
             # `ray start --block` takes no SIGTERM; raylet and the others of its group do.
             os.killpg(head.pid, signal.SIGTERM)

@@ -111,7 +111,7 @@ def test_versions_and_numbers_agree() -> None:
         for c in group["template"]["spec"]["containers"]
     )
     engine = read_nightly_file(str(DEPLOY / "summaries.toml")).engine
-    assert engine.actors == gpus
+    assert engine.actors == gpus and engine.gpus_per_actor == 1.0
     assert engine.max_model_len is not None and engine.max_num_seqs is not None
     fit = sequences(known_model("Llama-2-13b"), GPUS["H200"], engine.max_model_len)
     assert engine.max_num_seqs <= fit

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -28,15 +28,17 @@ def blocks() -> list[str]:
     return REHEARSAL.findall((ROOT / "deploy" / "README.md").read_text(encoding="utf-8"))
 
 
-def options(folder: Path) -> tuple[str, str]:
-    """Options of `ray start` that keep this Ray apart from others, and the dashboard's port."""
+def options(folder: Path) -> dict[str, str]:
+    """Options of `ray start` that keep this Ray apart from others, and its ports."""
     gcs, agent, client, dashboard = free_ports(4)
-    return (
-        f"--node-ip-address=127.0.0.1 --port={gcs} --dashboard-agent-listen-port={agent} "
-        f"--ray-client-server-port={client} --min-worker-port=0 --max-worker-port=0 "
-        f"--temp-dir={folder} --object-store-memory=200000000 --num-gpus=0",
-        str(dashboard),
-    )
+    return {
+        "RAY_OPTIONS": f"--node-ip-address=127.0.0.1 --port={gcs} "
+        f"--dashboard-agent-listen-port={agent} --ray-client-server-port={client} "
+        f"--min-worker-port=0 --max-worker-port=0 --temp-dir={folder} "
+        "--object-store-memory=200000000 --num-gpus=0",
+        "DASHBOARD_PORT": str(dashboard),
+        "GCS_PORT": str(gcs),
+    }
 
 
 @pytest.fixture
@@ -47,13 +49,12 @@ def ray_folder() -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def rehearse(place: Path, ray_folder: Path) -> str:
-    """Run all blocks in one shell in this folder; what they print."""
-    given, dashboard = options(ray_folder)
+def rehearse(place: Path, ray_folder: Path, steps: Sequence[str]) -> str:
+    """Run the blocks in one shell in this folder; what they print."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
-    env |= {"RAY_OPTIONS": given, "DASHBOARD_PORT": dashboard, "NO_COLOR": "1"}
-    script = "\n".join(f"echo '=== {i}'\n{block}" for i, block in enumerate(blocks()))
+    env |= options(ray_folder) | {"NO_COLOR": "1"}
+    script = "\n".join(f"echo '=== {i}'\n{block}" for i, block in enumerate(steps))
     with (place / "said.log").open("w") as log:
         shell = subprocess.Popen(
             ["bash", "-euo", "pipefail", "-c", script],
@@ -89,7 +90,7 @@ def test_the_rehearsal_is_all_there() -> None:
 @pytest.mark.usefixtures("demo_model_path")
 def test_the_rehearsal_ends_as_the_runbook_says(tmp_path: Path, ray_folder: Path) -> None:
     """Five to ten minutes: pytest -m cluster tests/contracts/test_runbook.py"""
-    said = rehearse(tmp_path, ray_folder)
+    said = rehearse(tmp_path, ray_folder, blocks())
     _, _, twice, killed, resumed, *_ = said.split("=== ")[1:]
     assert "Submitted nightly-2026-11-20" in twice
     assert "Already submitted" in twice and "Nothing was sent" in twice
@@ -119,3 +120,35 @@ def show_in_browser(page: Path, words: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert "</html>" in done.stdout and words in done.stdout
+
+
+# The cluster of rayjob.yaml: a head that offers nothing, and GPUs that come when the job is there.
+_LATE = """
+admg-batch prepare demo --output prompts --limit 6 --max-chars 300
+ray job submit --no-wait --submission-id late -- admg-batch run --input "$PWD/prompts" \\
+    --output "$PWD/output" --model demo --max-tokens 4 --gpus-per-actor 1
+until grep -q '"phase": "starting"' output/_admg/heartbeat.json 2> wait.log; do sleep 1; done
+ray start --address="127.0.0.1:$GCS_PORT" --node-ip-address=127.0.0.1 --block --num-cpus=4 \\
+    --num-gpus=1 --object-store-memory=200000000 > worker.log 2>&1 &
+worker=$!
+ray job logs --follow late
+ray job status late
+kill "$worker"
+wait "$worker" || true
+"""
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("demo_model_path")
+def test_a_head_without_cpus_waits_for_gpus_that_come_late(
+    tmp_path: Path, ray_folder: Path
+) -> None:
+    """Two minutes: pytest -m cluster tests/contracts/test_runbook.py -k late"""
+    start, *_, end = blocks()
+    head = start.replace("--num-cpus=6", "--num-cpus=0")
+    assert head != start and "--num-gpus=0" in options(ray_folder)["RAY_OPTIONS"]
+    said = rehearse(tmp_path, ray_folder, [head, _LATE, end])
+    assert "succeeded" in said.lower()
+    rows = pq.read_table(tmp_path / "output").to_pylist()
+    assert [row["status"] for row in rows] == ["ok"] * 6

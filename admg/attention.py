@@ -6,7 +6,8 @@ Every query token sees the keys of its own sequence up to its own position: bott
 from lengths. Chosen per segment by its number of tokens:
 
 - few tokens (decoding, drafting, verification): neighbouring sequences attend in batched matmuls,
-  in groups of equal extents or in spans of pages, whichever reads faster here;
+  in groups of equal extents or in spans of pages, whichever reads faster here; where some have
+  drafts and others have not, the drafts apart where that is cheaper than queries for all;
 - many tokens (prefill): one segment at a time, on CPU in blocks of queries, elsewhere through
   `scaled_dot_product_attention`.
 """
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +36,8 @@ QUERY_BLOCK = 192
 GROUP_WORTH = 1200 * 192
 PAGED_SHARE = 1.3
 PAGED_FIXED = 2.0
+# What another query of the same sequence adds to reading its keys once.
+ANOTHER_QUERY = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +57,17 @@ def plan_attention(
     )
     long = tuple(s for s in batch.segments if s.count > FEW_TOKENS)
     worth = max(GROUP_WORTH // (kv_heads * head_dim), 1)
-    parts: list[Group | Span] = []
-    # Reading as many slots of others as a group is worth costs no more than another group.
-    for members in _runs(short, lambda one, other: other.start - one.end <= worth):
-        groups = _runs(members, _are_equal_neighbours)
-        cheaper = _slots_of_groups(groups, worth) <= _slots_of_span(members, worth)
-        # A span sums its pages in an order that only the CPU keeps from run to run.
-        if cheaper or batch.positions.device.type != "cpu":
-            parts.extend(Group.of(batch, group, dtype) for group in groups)
-        else:
-            parts.append(Span.of(batch, members, kv_heads, dtype))
-    return AttentionPlan(tuple(parts), long)
+    paged = batch.positions.device.type == "cpu"
+    arranged = _arranged(short, worth, paged)
+    drafts = [_without_first(s) for s in short if s.count > 1]
+    if 0 < len(drafts) < len(short):
+        ones = _arranged([replace(s, count=1) for s in short], worth, paged)
+        others = _arranged(drafts, worth, paged)
+        if ones.slots + others.slots < arranged.slots:
+            arranged = _Arranged([*ones.groups, *others.groups], [*ones.spans, *others.spans])
+    groups = (Group.of(batch, group, dtype) for group in arranged.groups)
+    spans = (Span.of(batch, members, kv_heads, dtype) for members in arranged.spans)
+    return AttentionPlan((*groups, *spans), long)
 
 
 def attend(q: Tensor, layer: int, batch: RaggedBatch, arena: KVArena) -> Tensor:
@@ -105,15 +108,43 @@ def _are_equal_neighbours(one: Extent, other: Extent) -> bool:
     return one.end == other.start and one.capacity == other.capacity
 
 
-def _slots_of_groups(groups: Sequence[Sequence[Segment]], worth: int) -> float:
-    """What attending in groups costs, in slots read."""
-    return sum(len(group) * group[0].extent.capacity + worth for group in groups)
+@dataclass(slots=True)
+class _Arranged:
+    """Segments that attend together in groups and in spans; what it costs, in slots read."""
+
+    groups: list[list[Segment]] = field(default_factory=list)
+    spans: list[list[Segment]] = field(default_factory=list)
+    slots: float = 0.0
 
 
-def _slots_of_span(members: Sequence[Segment], worth: int) -> float:
-    """What attending in one span costs, in slots that a group reads in the same time."""
-    slots = members[-1].extent.end - members[0].extent.start
-    return PAGED_SHARE * slots + PAGED_FIXED * worth
+def _arranged(short: Sequence[Segment], worth: int, paged: bool) -> _Arranged:
+    """The cheapest way for segments in the order of their extents; spans only if `paged`."""
+    found = _Arranged()
+    # Reading as many slots of others as a group is worth costs no more than another group.
+    for members in _runs(short, lambda one, other: other.start - one.end <= worth):
+        groups = _runs(members, _are_equal_neighbours)
+        in_groups = sum(
+            len(group) * group[0].extent.capacity * _work(group) + worth for group in groups
+        )
+        slots = members[-1].extent.end - members[0].extent.start
+        in_span = PAGED_SHARE * slots * _work(members) + PAGED_FIXED * worth
+        # A span sums its pages in an order that only the CPU keeps from run to run.
+        if in_groups <= in_span or not paged:
+            found.groups += groups
+            found.slots += in_groups
+        else:
+            found.spans.append(members)
+            found.slots += in_span
+    return found
+
+
+def _work(members: Sequence[Segment]) -> float:
+    """What a slot costs by the queries that see it, all as many as the most of them."""
+    return 1 + ANOTHER_QUERY * (max(s.count for s in members) - 1)
+
+
+def _without_first(s: Segment) -> Segment:
+    return Segment(s.first + 1, s.count - 1, s.start + 1, s.extent)
 
 
 def _attend_long(q: Tensor, layer: int, segment: Segment, arena: KVArena) -> Tensor:

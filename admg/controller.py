@@ -22,6 +22,10 @@ NONE = Chance(0.0, 0.0)
 LOOKUP_LIMITS = (1, 2, 3, 4, 6, 8, 12)
 # A draft must promise this much more than plain decoding: the model of the costs is only a model.
 MARGIN = 1.03
+# And this much more in a batch of `FULL` and above, less in smaller ones: rows that end at various
+# times leave extents of different sizes, and all later rounds cost more (deploy/records).
+STAGGERED = 0.17
+FULL = 16
 # Before anything is known, by (found in the store, length of the matched suffix).
 LOOKUP_PRIOR = {
     (False, 5): Chance(0.7, 0.8),
@@ -35,8 +39,8 @@ LOOKUP_PRIOR = {
 SELF_PRIOR = Chance(0.75, 0.75)
 # Where a self-draft would not pay even with this acceptance, nothing is prepared for it.
 OPTIMISTIC = Chance(0.9, 0.9)
-# How much a round's surplus of tokens over its expectation moves later expectations.
-TRUST_STEP = 0.05
+# How much a round's surplus of tokens per second over its expectation moves later expectations.
+TRUST_STEP = 0.1
 FORGIVENESS = 0.002
 
 
@@ -55,11 +59,11 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Bid:
-    """A choice, the tokens that it is expected to commit, and those per second."""
+    """A choice, what it is expected to bring in tokens per second, and what is made of that."""
 
     name: str
     choice: Choice
-    tokens: float
+    expected: float
     rate: float
 
 
@@ -68,8 +72,8 @@ class Explanation:
     """What a controller goes by.
 
     `rounds` by choice; `costs` by kind of pass, (sequences, context, tokens, seconds) for each
-    point that was timed; `lookup` the acceptance by what was matched; `trust` how many of the
-    tokens expected of drafts have come of late.
+    point that was timed; `lookup` the acceptance by what was matched; `trust` how much
+    of the speed expected of drafts has come of late, by drafter and sequences.
     """
 
     rounds: dict[str, int]
@@ -83,8 +87,8 @@ class Controller:
     """Chooses for one engine.
 
     `target` and `own` are the seconds of a target pass and of one self-draft pass; `own` None
-    where there is no self-drafting. `trust` is how many of the expected tokens drafts have
-    brought of late, `rounds` how often each kind was chosen.
+    where there is no self-drafting. `trust` is how much of the expected speed drafts have
+    brought of late, by drafter and size of the batch, `rounds` how often each kind was chosen.
     """
 
     target: PassCost
@@ -93,7 +97,7 @@ class Controller:
         default_factory=lambda: {kind: Acceptance() for kind in LOOKUP_PRIOR}
     )
     rounds: dict[str, int] = field(default_factory=dict)
-    trust: dict[str, float] = field(default_factory=lambda: {"lookup": 1.0, "self": 1.0})
+    trust: dict[tuple[str, int], float] = field(default_factory=dict)
     last: Bid | None = None
 
     def choose(
@@ -102,7 +106,7 @@ class Controller:
         """The choice for the next round."""
         count = len(sequences)
         plain = self.target.estimate(count, context)
-        best = Bid("plain", Choice.plain(count), count, MARGIN * count / plain)
+        best = Bid("plain", Choice.plain(count), count / plain, _margin(count) * count / plain)
         for bid in self._lookup_bids(sequences, proposals, context, plain):
             best = max(best, bid, key=lambda b: b.rate)
         for bid in self._own_bids(sequences, context):
@@ -111,18 +115,29 @@ class Controller:
         self.last = best
         return best.choice
 
-    def note(self, committed: int) -> None:
-        """Compare the round's tokens with what was expected of it."""
+    def note(self, committed: int, seconds: float) -> None:
+        """Compare the round's tokens per second with what was expected of it."""
         bid = self.last
         if bid is None:
             return
+        size = self._size(len(bid.choice.own))
         if bid.name == "plain":
             # Forgiveness: what was given up is tried again, some hundred rounds later.
-            for name, trust in self.trust.items():
-                self.trust[name] = trust + FORGIVENESS * (1 - trust)
+            for (name, at), trust in self.trust.items():
+                if at == size:
+                    self.trust[name, at] = trust + FORGIVENESS * (1 - trust)
             return
-        ratio = min(committed / bid.tokens, 2.0)
-        self.trust[bid.name] += TRUST_STEP * (ratio - self.trust[bid.name])
+        ratio = min(committed / seconds / bid.expected, 2.0)
+        before = self.trust.get((bid.name, size), 1.0)
+        self.trust[bid.name, size] = before + TRUST_STEP * (ratio - before)
+
+    def _trusted(self, name: str, choice: Choice, expected: float) -> Bid:
+        size = self._size(len(choice.own))
+        return Bid(name, choice, expected, self.trust.get((name, size), 1.0) * expected)
+
+    def _size(self, count: int) -> int:
+        """The timed batch that this one is most like."""
+        return min(self.target.sizes, key=lambda size: abs(size - count))
 
     def _lookup_bids(
         self,
@@ -146,8 +161,8 @@ class Controller:
                 for s, chance in zip(sequences, chances, strict=True)
             ]
             tokens = sum(c.tokens(n) for c, n in zip(chances, lengths, strict=True))
-            rate = self.trust["lookup"] * tokens / self._seconds(count, context, lengths)
-            yield Bid("lookup", Choice(lengths, [0] * count), tokens, rate)
+            expected = tokens / self._seconds(count, context, lengths)
+            yield self._trusted("lookup", Choice(lengths, [0] * count), expected)
 
     def _own_bids(self, sequences: Seq[Sequence], context: float) -> Iterator[Bid]:
         if self.own is None:
@@ -159,9 +174,7 @@ class Controller:
             lengths = [min(most, s.draft_limit) for s in sequences]
             seconds = most * per_pass + self._seconds(count, context, lengths)
             tokens = sum(c.tokens(n) for c, n in zip(chances, lengths, strict=True))
-            yield Bid(
-                "self", Choice([0] * count, lengths), tokens, self.trust["self"] * tokens / seconds
-            )
+            yield self._trusted("self", Choice([0] * count, lengths), tokens / seconds)
 
     def own_may_pay(self, most: int) -> bool:
         """Whether self-drafts of up to `most` tokens can win here, were nearly all accepted."""
@@ -173,7 +186,7 @@ class Controller:
                 for k in range(1, most + 1):
                     seconds = k * self.own.estimate(count, context)
                     seconds += self.target.estimate(count, context, 1 + k)
-                    if OPTIMISTIC.tokens(k) / seconds > MARGIN / plain:
+                    if OPTIMISTIC.tokens(k) / seconds > _margin(count) / plain:
                         return True
         return False
 
@@ -208,7 +221,7 @@ class Controller:
                 )
                 for (stored, matched), prior in LOOKUP_PRIOR.items()
             },
-            dict(self.trust),
+            {f"{name} at {size}": trust for (name, size), trust in sorted(self.trust.items())},
         )
 
     def _lookup_chance(self, s: Sequence, proposal: Proposal) -> Chance:
@@ -216,10 +229,14 @@ class Controller:
         return s.lookup_acceptance.chance(shared)
 
     def _seconds(self, count: int, context: float, lengths: list[int]) -> float:
-        # Matrix products follow all tokens of the pass, attention the longest draft of a group.
+        # Matrix products follow all tokens of the pass, attention the longer drafts a little.
         mean, longest = 1 + sum(lengths) / count, 1 + max(lengths)
         both = [self.target.estimate(count, context, n) for n in (mean, longest)]
-        return sum(both) / 2
+        return 0.75 * both[0] + 0.25 * both[1]
+
+
+def _margin(count: int) -> float:
+    return MARGIN + STAGGERED * min(1.0, (count - 1) / (FULL - 1))
 
 
 def _length(chance: Chance, most: int, worth: float) -> int:

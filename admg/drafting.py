@@ -94,10 +94,10 @@ class Drafting:
         if self._ngram is not None:
             self._ngram.keep(s)
 
-    def end_round(self, committed: int) -> None:
-        """Tell how many tokens the round has committed in all."""
+    def end_round(self, committed: int, seconds: float) -> None:
+        """Tell how many tokens the round has committed in all, in so many seconds."""
         if self._controller is not None:
-            self._controller.note(committed)
+            self._controller.note(committed, seconds)
 
     def explain(self) -> Explanation | None:
         """What the choices rest on, where there are any."""

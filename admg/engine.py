@@ -225,7 +225,7 @@ class Engine:
             elif reason is not None:
                 done.append(self._retire(s, reason))
         if drafting is not None and not plain:
-            drafting.end_round(sum(count for count, _ in outcomes))
+            drafting.end_round(sum(count for count, _ in outcomes), seconds)
         return done
 
     def _commit(self, s: Sequence, tokens: list[int] | None) -> tuple[int, FinishReason | None]:

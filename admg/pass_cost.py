@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable
+from functools import partial
 
 from admg.kv_arena import SLOT_GRAIN
 
@@ -19,6 +20,8 @@ MOST_RATIO = 2.0
 # the warm-up was disturbed, and the estimate follows at once.
 FASTER = 0.7
 FASTER_DECAY = 0.5
+# Two times of a pass that differ by less agree.
+AGREE = 1.15
 SHORT_CONTEXT = 64
 LONG_CONTEXT = 1024
 # Tokens per sequence of the passes that are timed where drafts of varying length are weighed.
@@ -55,8 +58,10 @@ class PassCost:
         """Whether the warm-up has been run."""
         return bool(self._grid)
 
-    def warm_up(self, step: Callable[[int, int, int], float], repeats: int = 2) -> None:
+    def warm_up(self, step: Callable[[int, int, int], float], repeats: int = 4) -> None:
         """Time `step(sequences, context, tokens)` over the grid; the fastest repeat counts.
+
+        At most `repeats`, and no more once two agree.
 
         A pass never gets cheaper with more tokens, sequences or context; where the clock says so
         it is noise, and taken as it stands it would make a slope that extrapolates below zero.
@@ -65,7 +70,7 @@ class PassCost:
         for k, tokens in enumerate(self.tokens):
             for i, size in enumerate(self.sizes):
                 for j, context in enumerate(self.contexts):
-                    seconds = min(step(size, context, tokens) for _ in range(repeats))
+                    seconds = _fastest(partial(step, size, context, tokens), repeats)
                     below = [
                         self._grid[size, context, self.tokens[k - 1]] if k else 0.0,
                         self._grid[self.sizes[i - 1], context, tokens] if i else 0.0,
@@ -99,6 +104,14 @@ class PassCost:
             for s in self.sizes
         ]
         return _interpolate(self.sizes, by_size, sequences)
+
+
+def _fastest(step: Callable[[], float], repeats: int) -> float:
+    """The shortest of some times, which another one confirms if there may be so many."""
+    times = sorted(step() for _ in range(min(repeats, 2)))
+    while len(times) < repeats and times[1] > AGREE * times[0]:
+        times = sorted([*times, step()])
+    return times[0]
 
 
 def _interpolate(points: list[int] | tuple[int, ...], values: list[float], at: float) -> float:

@@ -140,15 +140,17 @@ def test_expected_tokens() -> None:
     assert [chance.reaches(n) for n in range(4)] == pytest.approx([1, 0.5, 0.4, 0.32])
 
 
-def test_drafts_that_bring_less_than_expected_are_given_up() -> None:
-    """However sure the estimates are: what counts is what the rounds have brought."""
-    controller = Controller(costs(per_token=0.1)[0], None)
-    s = with_acceptance(sequence(), 0.8)
-    assert any(controller.choose([s], [FOUND], 50).lookup)
+@pytest.mark.parametrize(("tokens", "slower"), [(1, 1.0), (4, 6.0)])
+def test_drafts_that_bring_less_than_expected_are_given_up(tokens: int, slower: float) -> None:
+    """However sure the estimates are: what counts is what the rounds have brought, and when."""
+    target = costs(per_token=0.1)[0]
+    controller = Controller(target, None)
+    one, four = ([with_acceptance(sequence(), 0.8) for _ in range(n)] for n in (1, 4))
     for _ in range(60):
-        controller.choose([s], [FOUND], 50)
-        controller.note(1)
-    assert not any(controller.choose([s], [FOUND], 50).lookup)
+        drafted = max(controller.choose(one, [FOUND], 50).lookup)
+        controller.note(tokens, slower * target.estimate(1, 50, 1 + drafted))
+    assert not any(controller.choose(one, [FOUND], 50).lookup)
+    assert all(controller.choose(four, [FOUND] * 4, 50).lookup), "other batches, other experience"
 
 
 @pytest.fixture(scope="module")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import time
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobs.failures import shown, verbose_option
+from jobs.console import json_text
+from jobs.failures import EXIT_INCOMPLETE, Failure, shown, verbose_option
 from jobs.option_kinds import ExampleCommand
 from jobs.submit_command import address_option
+from pipeline.redaction import redacted_values
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -54,7 +55,7 @@ def status(
     state, unseen = _state(place, bool(output))
     if as_json:
         known: dict[str, Any] = {} if state is None else state.to_dict()
-        click.echo(json.dumps(known | {"job": None if job is None else job.to_dict()}))
+        click.echo(json_text(redacted_values(known | {"job": job and job.to_dict()})))
         return
     from jobs.terminal import terminal
 
@@ -92,8 +93,10 @@ def _state(output: str, must: bool) -> tuple[OutputState | None, str]:
     try:
         return output_state(output), ""
     except (PipelineError, OSError, ValueError) as error:
+        if must and not isinstance(error, ValueError):
+            raise Failure(str(error), EXIT_INCOMPLETE) from error
         if must:
-            raise ValueError(str(error)) from error
+            raise
         return None, str(error)
 
 
@@ -101,11 +104,9 @@ def _table(job: ClusterJob | None, state: OutputState | None) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from jobs.console import printable
-
     table = Table(show_header=False, title="Status", title_justify="left")
     for name, value in [*_job_lines(job), *_output_lines(state)]:
-        table.add_row(Text(name, style="bold"), Text(printable(value), overflow="fold"))
+        table.add_row(Text(name, style="bold"), Text(shown(value), overflow="fold"))
     return table
 
 
@@ -152,11 +153,11 @@ def _output_lines(state: OutputState | None) -> list[tuple[str, str]]:
 
 def _list(jobs: list[ClusterJob], as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps({"jobs": [job.to_dict() for job in jobs]}))
+        click.echo(json_text(redacted_values({"jobs": [job.to_dict() for job in jobs]})))
         return
     from rich.table import Table
+    from rich.text import Text
 
-    from jobs.console import printable
     from jobs.terminal import terminal
 
     table = Table(title="Submissions", title_justify="left")
@@ -164,5 +165,6 @@ def _list(jobs: list[ClusterJob], as_json: bool) -> None:
         table.add_column(heading, overflow="fold")
     for job in jobs:
         code = "" if job.code is None else str(job.code)
-        table.add_row(*map(printable, (job.id, job.status.lower(), code, job.output)))
+        cells = (job.id, job.status.lower(), code, job.output)
+        table.add_row(*(Text(shown(cell)) for cell in cells))
     terminal().print(table)

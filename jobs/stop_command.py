@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
@@ -11,10 +10,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from jobs.console import json_text
 from jobs.failures import EXIT_INCOMPLETE, Failure, shown, verbose_option
 from jobs.option_kinds import ExampleCommand
 from jobs.status_command import id_option
 from jobs.submit_command import address_option, json_option
+from pipeline.redaction import redacted_values
 
 if TYPE_CHECKING:
     from jobs.ray_jobs import RayJobs
@@ -32,6 +33,8 @@ the job of the named cluster that writes to it or, where no cluster is named, a 
 Exit codes: 0 when it has ended, or had ended before; 4 when it still runs after --timeout, or
 nothing could be stopped.
 """
+
+_GO_ON = " To go on, give the command again that it was started with."
 
 
 @click.command(cls=ExampleCommand, example=_EXAMPLE, notes=_NOTES)
@@ -125,22 +128,22 @@ def _stop_here(output: str, timeout: float, as_json: bool) -> None:
 
 def _tell(said: str, output: str, stopped: bool, job: ClusterJob | None, as_json: bool) -> None:
     """Say what has become of it, what is kept, and how to go on."""
-    state = None
-    if output:
-        from jobs.output_state import output_state
-        from pipeline.errors import PipelineError
+    from jobs.output_state import output_state
+    from jobs.report import rows_committed
+    from pipeline.errors import PipelineError
 
-        try:
-            state = output_state(output)
-        except (PipelineError, OSError, ValueError) as error:
-            click.echo(shown(f"The output cannot be seen from here: {error}"), err=True)
+    state, kept = None, 0
+    try:
+        if output:
+            state, kept = output_state(output), rows_committed(output)
+    except (PipelineError, OSError, ValueError) as error:
+        click.echo(shown(f"The output cannot be seen from here: {error}"), err=True)
     click.echo(shown(said), err=as_json)
     if state is not None and state.state != "empty":
         total = "" if state.rows_total is None else f" of {state.rows_total}"
-        kept = f"{state.rows_done}{total} rows are kept in {output}."
-        if state.state != "finished":
-            kept += " To go on, give the command again that it was started with."
-        click.echo(shown(kept), err=as_json)
+        how = "" if state.state == "finished" else _GO_ON
+        click.echo(shown(f"{kept}{total} rows are kept in {output}.{how}"), err=as_json)
     if as_json:
-        known = {"stopped": stopped, "job": None if job is None else job.to_dict()}
-        click.echo(json.dumps(known | {"output": None if state is None else state.to_dict()}))
+        known = {"stopped": stopped, "rows_kept": kept, "job": job and job.to_dict()}
+        whole = known | {"output": state and state.to_dict()}
+        click.echo(json_text(redacted_values(whole)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Sequence
 from importlib import metadata
@@ -11,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from jobs.console import json_text
 from jobs.failures import EXIT_INCOMPLETE, EXIT_INTERRUPTED, Failure, shown, verbose_option
 from jobs.option_kinds import ExampleCommand, apply, listing, option, switch
 from jobs.options import run_options
+from pipeline.redaction import redacted_values
 
 if TYPE_CHECKING:
     from jobs.ray_jobs import RayJobs
@@ -172,13 +173,13 @@ def _submit(
     package = _package(folder, shipment.command, own)
     jobs = RayJobs.connect(own["address"])
     sent = send(jobs, submission, package, bool(own["again"]))
-    click.echo(_sentence(sent), err=as_json)
+    click.echo(shown(_sentence(sent)), err=as_json)
     if sent.verdict.do == "taken":
         raise Failure("the job was not sent", EXIT_INCOMPLETE)
     ended = _follow(jobs, sent.job, as_json) if own["wait"] is not False else sent.job
     if as_json:
         known = {"submitted": sent.is_new, "verdict": sent.verdict.do, "address": jobs.address}
-        click.echo(json.dumps(known | ended.to_dict()))
+        click.echo(json_text(redacted_values(known | ended.to_dict())))
     return ended.code or 0
 
 
@@ -230,7 +231,7 @@ def _follow(jobs: RayJobs, job: ClusterJob, as_json: bool) -> ClusterJob:
     if job.is_over:
         return job
     try:
-        ended = jobs.follow(job.id, lambda text: click.echo(text, nl=False, err=as_json))
+        ended = jobs.follow(job.id, lambda text: click.echo(shown(text), nl=False, err=as_json))
     except KeyboardInterrupt:
         click.echo(f"\nNo longer waiting: {job.id} goes on. To stop it:\n", err=True)
         click.echo(f"  admg-batch stop --id {job.id}\n", err=True)

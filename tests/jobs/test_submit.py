@@ -106,10 +106,10 @@ def test_sent_once_followed_refused_and_stopped(head: Head, tmp_path: Path) -> N
 @pytest.mark.timeout(500)
 def test_a_job_that_is_stopped_goes_on_when_it_is_submitted_again(head: Head, folder: Path) -> None:
     submit = ["submit", "--config", "night.toml", "--logical-date", "2026-11-21"]
-    env = head.env | {"MY_VARIABLE": SECRET}
-    sent = told(
-        head.admg_batch(*submit, "--no-wait", "--json", "--env", "MY_VARIABLE", cwd=folder, env=env)
-    )
+    env = head.env | {"MY_TOKEN": SECRET, "MY_VARIABLE": "x"}
+    asked = [*submit, "--no-wait", "--json", "--env", "MY_VARIABLE"]
+    assert head.admg_batch(*asked, "--env", "MY_TOKEN", cwd=folder, env=env).returncode == 2
+    sent = told(head.admg_batch(*asked, cwd=folder, env=env))
 
     def state() -> dict[str, Any]:
         return told(head.admg_batch("status", "--id", sent["id"], "--json", cwd=folder))

@@ -52,6 +52,7 @@ admg-batch nightly --config nightly.toml
 @click.option("--output", metavar="DIR", help="Folder for the days' summaries.")
 @click.option("--model", metavar="DIR", help="A Hugging Face folder, or demo.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done; write and remove nothing.")
+@click.option("--no-sample", is_flag=True, help="With --dry-run: load no model, reckon no hours.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of lines.")
 @verbose_option
 @click.pass_context
@@ -62,6 +63,7 @@ def nightly(
     day: str | None,
     catch_up: int | None,
     dry_run: bool,
+    no_sample: bool,
     as_json: bool,
     **places: str | None,
 ) -> None:
@@ -96,7 +98,7 @@ def nightly(
     days = list(due(chosen, before))
     night = night_of(file, flags, config, resolve_model=with_model)
     if dry_run:
-        return _look(night, days, _old(night, last, days), as_json)
+        return _look(night, days, _old(night, last, days), not no_sample, as_json)
     said: Callable[[str], None] = _say_beside if as_json else _say
     told: dict[str, Any] = {"dates": [], "removed": []}
     code = 0
@@ -223,16 +225,35 @@ def _remove(old: list[Old], say: Callable[[str], None]) -> list[str]:
     return removed
 
 
-def _look(night: Night, days: list[date], old: list[Old], as_json: bool) -> None:
-    """What a tick would do, date by date."""
-    from jobs.nightly.outlook import look_at, outlook_line
+def _look(night: Night, days: list[date], old: list[Old], sample: bool, as_json: bool) -> None:
+    """What a tick would do, date by date, and how long that would take."""
+    from jobs.dry_run import plan_lines
+    from jobs.nightly.outlook import look_at, outlook_line, plan_of
 
     found = [look_at(night, day) for day in days]
+    # The longest of the dates says what a prompt costs.
+    fullest = max(found, key=lambda outlook: outlook.prompts)
+    plan = plan_of(night, fullest.date, True) if sample and fullest.prompts else None
+    hours = None
+    if plan is not None and plan.hours is not None:
+        hours = plan.hours / plan.rows * sum(outlook.prompts for outlook in found)
     if as_json:
-        told = {"dates": [asdict(o) for o in found], "to_remove": [str(o.date) for o in old]}
+        told = {
+            "dates": [asdict(o) for o in found],
+            "to_remove": [str(o.date) for o in old],
+            "hours": hours,
+            "plan": None if plan is None else plan.to_dict(),
+        }
         return click.echo(json_text(redacted_values(told)))
     for outlook in found:
         _say(outlook_line(outlook))
     for one in old:
         _say(f"date={one.date}: would be removed: {', '.join(one.folders)}")
+    if plan is not None:
+        _say(f"One prompt for each document of date={fullest.date} would be:")
+        for line in plan_lines(plan):
+            _say(f"  {line}")
+    if hours is not None and plan is not None:
+        gpus = hours * plan.actors * plan.gpus_per_actor
+        _say(f"All that is left: about {hours:.3g} hours, {gpus:.3g} GPU-hours")
     click.echo("Nothing was written.")

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from jobs.nightly.file import NightlyFile
-from jobs.nightly.prompts import has_chat, summary_prompt, tokens_around, with_stops
+from jobs.nightly.prompts import DOCUMENT, has_chat, summary_prompt, tokens_around, with_stops
 from jobs.params import run_config
-from pipeline.config import RunConfig
+from pipeline.config import PromptConfig, RunConfig
 from pipeline.factory import EngineFactory, ModelFactory, TokenizerLike
 
 # Tokens do not add up exactly where texts are joined.
@@ -63,11 +63,18 @@ def night_of(
             f"summary.style is 'chat', but model {base.model!r} has no chat template: it must be "
             "few-shot or auto"
         )
-    own = file.summary.examples
-    examples = None if own is None else [(e.text, e.summary) for e in own]
-    prompt = summary_prompt(style, file.summary.instruction, examples)
+    prompt = prompt_of(file, style)
     base = replace(base, prompt=prompt, sampling=with_stops(style, base.sampling))
     return Night(file, base, factory, style, _budget(file, base, context, tokenizer))
+
+
+def prompt_of(
+    file: NightlyFile, style: Literal["chat", "few-shot"], column: str = DOCUMENT
+) -> PromptConfig:
+    """The file's prompt of a summary, made of a column."""
+    own = file.summary.examples
+    examples = None if own is None else [(e.text, e.summary) for e in own]
+    return summary_prompt(style, file.summary.instruction, examples, column)
 
 
 def _budget(

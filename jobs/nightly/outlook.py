@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 
 import numpy as np
 
-from jobs.nightly.night import Night
+from jobs.nightly.night import Night, prompt_of
 from jobs.nightly.stages import Cutter, long_documents
-from jobs.nightly_summaries import configuration, nothing_new, reading, shards_of, state_of
+from jobs.nightly_summaries import (
+    configuration,
+    nothing_new,
+    reading,
+    shards_of,
+    stages_of,
+    state_of,
+)
+from jobs.plan import Plan, make_plan
 from pipeline.ledger import read_ledger
 from pipeline.source import open_source
 from pipeline.storage import Store
@@ -29,6 +37,30 @@ class Outlook:
     left: int = 0
     long: int = 0
     parts: int = 0
+
+    @property
+    def prompts(self) -> int:
+        """What there is to decode, parts of parts left aside; at most, where parts are known."""
+        return self.left + self.parts if self.left else 0
+
+
+def plan_of(night: Night, day: date, with_sample: bool) -> Plan:
+    """The plan of a date as if nothing were done yet and long documents were cut off.
+
+    What it takes for a prompt holds for the date's summaries, and nearly for those of parts.
+
+    Raises:
+        ValueError: what the tick would refuse.
+    """
+    prompt = prompt_of(night.file, night.style, night.file.summary.text_column)
+    config = replace(
+        night.base,
+        input=reading(night, day).input,
+        output=f"{stages_of(night, day)}/none",
+        keep=(),
+        prompt=replace(prompt, on_long="truncate-right"),
+    )
+    return make_plan(config, with_sample=with_sample, engine_factory=night.factory)
 
 
 def look_at(night: Night, day: date) -> Outlook:

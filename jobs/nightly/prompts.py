@@ -62,18 +62,19 @@ def summary_prompt(
     style: Literal["chat", "few-shot"],
     instruction: str | None = None,
     examples: Sequence[tuple[str, str]] | None = None,
+    column: str = DOCUMENT,
 ) -> PromptConfig:
-    """The prompt of a summary, made of the column `DOCUMENT`."""
+    """The prompt of a summary, made of a column."""
     told = _literal(instruction or INSTRUCTION)
-    field = f"{{{DOCUMENT}}}"
+    field = f"{{{column}}}"
     if style == "chat":
-        return PromptConfig(DOCUMENT, mode="chat", template=f"{told}\n\nText:\n{field}")
+        return PromptConfig(column, mode="chat", template=f"{told}\n\nText:\n{field}")
     shown = "".join(
         f"Text:\n{_literal(text)}\n\nSummary:\n{_literal(summary)}\n\n###\n\n"
         for text, summary in (EXAMPLES if examples is None else examples)
     )
     template = f"{told}\n\n###\n\n{shown}Text:\n{field}\n\nSummary:\n"
-    return PromptConfig(DOCUMENT, mode="template", template=template)
+    return PromptConfig(column, mode="template", template=template)
 
 
 def with_stops(style: Literal["chat", "few-shot"], sampling: SamplingParams) -> SamplingParams:

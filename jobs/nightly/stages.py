@@ -52,8 +52,17 @@ class Cutter:
         """The parts of a document, one if it fits."""
         if self.budget is None or self._surely_fits(text) or self.count([text])[0] <= self.budget:
             return [text]
-        found = parts(text, self.count, self.budget)
-        return [part for part in found if part.strip()]
+        return [part for part in self._cut(text, self.budget) if part.strip()]
+
+    def _cut(self, text: str, budget: int) -> list[str]:
+        # Sentences joined may be some tokens more than they are one by one.
+        allowed = budget
+        while True:
+            found = parts(text, self.count, allowed)
+            over = max(self.count(found)) - budget
+            if over <= 0 or allowed == 1:
+                return found
+            allowed = max(1, allowed - 2 * over)
 
     def _surely_fits(self, text: str) -> bool:
         # A token is at least one byte of the text.

@@ -15,7 +15,7 @@ import pytest
 
 from jobs.nightly.file import NightlyFile
 from jobs.nightly.night import Night, night_of
-from jobs.nightly.outlook import look_at
+from jobs.nightly.outlook import look_at, plan_of
 from jobs.nightly.sentences import parts, sentences
 from jobs.nightly_summaries import run_date, stages_of
 from jobs.plan import make_plan
@@ -123,6 +123,8 @@ def test_a_night_its_second_tick_and_a_shard_that_came_late(tmp_path: Path) -> N
     nights.shard("one", TEXTS)
     outlook = look_at(nights.night, DAY)
     assert (outlook.rows, outlook.left, outlook.long) == (5, 5, 1)
+    plan = plan_of(nights.night, DAY, True)
+    assert plan.rows == 5 and plan.rows_tokenised == 5 and plan.hours
     assert not (tmp_path / "out").exists()
 
     done = nights.tick()

@@ -56,6 +56,7 @@ def test_a_night_is_killed_and_the_next_tick_ends_it(tmp_path: Path) -> None:
     ahead = call(tmp_path, *tick, "--dry-run")
     assert ahead.returncode == 0, ahead.stderr
     assert "12 documents, 12 without a summary" in ahead.stdout
+    assert "All that is left: about" in ahead.stdout
     assert not (tmp_path / "out").exists()
 
     # A session of its own: its Ray goes down with it.

@@ -27,6 +27,7 @@ from jobs.nightly.prompts import DOCUMENT, EXAMPLES, STOPS, has_chat, summary_pr
 from jobs.nightly.quality import copy_rate, ends_in_a_loop, words_of
 from jobs.nightly.retention import remove, too_old
 from jobs.nightly.sentences import parts, sentences
+from jobs.nightly.stages import Cutter
 from jobs.nightly_summaries import DateReport
 from pipeline.config import PromptConfig
 from pipeline.factory import ModelTokenizer
@@ -134,6 +135,21 @@ def test_parts_end_where_sentences_end_and_are_few(said: list[str]) -> None:
     places = [len("".join(made[: i + 1])) for i in range(len(made))]
     assert set(places) <= ends
     assert len(made) <= 2 * -(-len(text) // 100) + 1
+
+
+class Glued(ByteTokenizer):
+    """Texts that end in white space are cheaper alone than with something behind it."""
+
+    def encode(self, texts: Any, special: bool) -> list[list[int]]:
+        return [[0] * (len(t) + t.rstrip().count(". ")) for t in texts]
+
+
+def test_a_part_fits_even_where_tokens_do_not_add_up() -> None:
+    cutter = Cutter(Glued(), 100)
+    text = "Rain. " * 200
+    made = cutter.parts(text)
+    assert "".join(made) == text and max(cutter.count(made)) <= 100
+    assert max(cutter.count(parts(text, cutter.count, 100))) > 100, "else nothing was tried"
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ LOOKUP_LIMITS = (1, 2, 3, 4, 6, 8, 12)
 MARGIN = 1.03
 # And this much more in a batch of `FULL` and above, less in smaller ones: rows that end at various
 # times leave extents of different sizes, and all later rounds cost more (deploy/records).
-STAGGERED = 0.17
+STAGGERED = 0.35
 FULL = 16
 # Before anything is known, by (found in the store, length of the matched suffix).
 LOOKUP_PRIOR = {

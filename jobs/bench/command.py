@@ -78,7 +78,8 @@ def _grid_options(command: Any) -> Any:
             metavar="NAME",
             help=_about(
                 "workload",
-                "summarization, long-summarization, retrieval, code, chat or demo. Repeatable.",
+                "summarization, long-summarization, retrieval, code, chat, demo or copying. "
+                "Repeatable.",
             ),
         ),
         click.option(

@@ -8,6 +8,7 @@
 | code | HumanEval.jsonl | functions to complete |
 | chat | spec_bench.jsonl | first turns of the multi-turn categories |
 | demo | none | topics of the Python documentation to summarise |
+| copying | none | the same topics, said twice: the second time breaks off after a quarter |
 """
 
 from __future__ import annotations
@@ -73,6 +74,10 @@ def _demo(rows: Rows) -> list[str]:
     return [text for table in tables for text in table["prompt"].to_pylist()]
 
 
+def _copying(rows: Rows) -> list[str]:
+    return [f"{text}\n\n{text[: len(text) // 4]}" for text in _demo(rows)]
+
+
 WORKLOADS: dict[str, Workload] = {
     "summarization": Workload("spec_bench.jsonl", _turns("summarization")),
     "long-summarization": Workload(
@@ -84,6 +89,7 @@ WORKLOADS: dict[str, Workload] = {
     "code": Workload("HumanEval.jsonl", lambda rows: [r["prompt"] for r in rows], raw=True),
     "chat": Workload("spec_bench.jsonl", _turns(*_CHAT)),
     "demo": Workload(None, _demo),
+    "copying": Workload(None, _copying, raw=True),
 }
 
 

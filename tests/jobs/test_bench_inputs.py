@@ -81,6 +81,9 @@ def test_the_demo_needs_no_file() -> None:
     texts = load_texts("demo", None, 5)
     assert len(set(texts)) == 5
     assert all("Python documentation" in text for text in texts)
+    for text, again in zip(texts, load_texts("copying", None, 5), strict=True):
+        begun = again.removeprefix(f"{text}\n\n")
+        assert begun and begun != again and text.startswith(begun)
 
 
 def test_spread_takes_from_all_over() -> None:

@@ -15,9 +15,12 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median
 from typing import Any
 
+from jobs.bench.machine import commit
 from pipeline.config import RunConfig
 from tests.pipeline.faults.oracle import config_of, prompts
 from tests.pipeline.faults.processes import ROOT
@@ -149,6 +152,13 @@ class Soak:
         return code
 
 
+def by_quarter(memory: list[tuple[int, int]]) -> list[int]:
+    """The median of the driver's resident memory in each quarter of the time, in MiB."""
+    known = [size for _, size in memory if size]
+    parts = [known[i * len(known) // 4 : (i + 1) * len(known) // 4] for i in range(4)]
+    return [round(median(part)) for part in parts if part]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
@@ -157,6 +167,7 @@ def main() -> int:
     parser.add_argument("--every", type=float, default=3.0)
     parser.add_argument("--step", type=float, default=0.02)
     parser.add_argument("--drivers", type=float, default=0.3, help="share of kills")
+    parser.add_argument("--record", type=Path, help="a JSON file for what came of it")
     parser.add_argument("--drive", action="store_true")
     given = parser.parse_args()
     if given.drive:
@@ -168,7 +179,13 @@ def main() -> int:
     code = soak.run(given.kills, given.every)
     (given.folder / "record.json").write_text(json.dumps(soak.record))
     shown = {k: v for k, v in soak.record.items() if k != "memory"}
+    shown |= {"driver_mebibytes": by_quarter(soak.record["memory"])}
     print(json.dumps({"exit_code": code, **shown}))
+    if given.record is not None:
+        about = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "commit": commit()}
+        sizes = {k: v for k, v in vars(given).items() if k not in ("folder", "record", "drive")}
+        record = {"program": DRIVER, **sizes, **about, "exit_code": code, **shown}
+        given.record.write_text(json.dumps(record, indent=1) + "\n")
     return code
 
 

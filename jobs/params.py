@@ -155,7 +155,8 @@ def _draft(values: _Values) -> DraftConfig:
     if windows := _windows(values):
         drop["windows"] = windows
     keys = _same("drafter", "draft_tokens", "exit_threshold", "similarity", "verification")
-    keys |= _same("hole_filling", "remake_after", "draft_weights", "lookup_store_tokens", "lookup_tail")
+    keys |= _same("hole_filling", "remake_after", "draft_weights")
+    keys |= _same("lookup_store_tokens", "lookup_tail")
     return values.build(DraftConfig, keys, **drop)
 
 

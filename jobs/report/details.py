@@ -143,7 +143,10 @@ def read_settings(store: Store, names: Sequence[str]) -> Settings:
     if store.exists(MANIFEST):
         manifest = read_manifest(store.uri)
         versions = versions or manifest.get("versions", {})
-        digest, run = digest or manifest["fingerprint"], run | manifest["run"]
+        digest = digest or manifest["fingerprint"]
+        # Another beginning: a later run is at work, or has died, and what this says is over.
+        if run.get("started") in (None, manifest["run"].get("started")):
+            run |= manifest["run"]
     return Settings(config, versions, digest, run)
 
 

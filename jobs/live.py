@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from jobs.console import duration, errors_text
@@ -21,12 +23,26 @@ class LiveView:
     def __init__(self) -> None:
         from rich.live import Live
 
-        self._live = Live(console=terminal(stderr=True), refresh_per_second=4, transient=True)
+        self._latest: Progress | None = None
+        self._told = time.monotonic()
+        self._live = Live(
+            console=terminal(stderr=True),
+            refresh_per_second=4,
+            transient=True,
+            get_renderable=self._draw,
+        )
         self._live.start()
 
     def show(self, progress: Progress) -> None:
         """Take the latest value; it is drawn when its turn comes."""
-        self._live.update(drawn(progress))
+        self._latest, self._told = progress, time.monotonic()
+
+    def _draw(self) -> RenderableType:
+        latest = self._latest
+        if latest is None:
+            return ""
+        # The clock goes on where nothing else does, as while a model is loaded.
+        return drawn(replace(latest, seconds=latest.seconds + time.monotonic() - self._told))
 
     def close(self) -> None:
         """Take the view away."""

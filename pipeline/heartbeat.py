@@ -11,6 +11,7 @@ import json
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -25,6 +26,7 @@ from pipeline.lease import Lease
 from pipeline.names import DIGEST_CHARS
 from pipeline.progress import Progress, Tracker
 from pipeline.redaction import redacted
+from pipeline.signals import Terminated
 from pipeline.storage import STATE, Store
 
 HEARTBEAT = f"{STATE}/heartbeat.json"
@@ -48,7 +50,7 @@ class Heartbeat:
     def __init__(self, store: Callable[[], Store], run: str, every: float = BEAT_SECONDS) -> None:
         self._store, self._every = store, every
         self._fixed = {"run": run, "host": socket.gethostname(), "pid": os.getpid()}
-        self._latest = Progress()
+        self._latest, self._told = Progress(), time.monotonic()
         self._end: dict[str, str] = {}
         self._missed = 0
         self._news, self._ended = threading.Event(), threading.Event()
@@ -58,7 +60,7 @@ class Heartbeat:
     def update(self, progress: Progress) -> None:
         """Take in how far the run is; a new phase is written at once."""
         turned = progress.phase != self._latest.phase
-        self._latest = progress
+        self._latest, self._told = progress, time.monotonic()
         if turned:
             self._news.set()
 
@@ -95,7 +97,8 @@ class Heartbeat:
     def _content(self) -> dict[str, Any]:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         known = {"time": now, **self._fixed, "every_seconds": self._every}
-        return known | asdict(self._latest) | {"missed_beats": self._missed} | self._end
+        latest = replace(self._latest, seconds=self._latest.seconds + time.monotonic() - self._told)
+        return known | asdict(latest) | {"missed_beats": self._missed} | self._end
 
 
 @contextmanager
@@ -111,8 +114,8 @@ def beating(
     tracker.listen(heartbeat.update)
     try:
         yield
-    except KeyboardInterrupt:
-        heartbeat.end("interrupted", "Ctrl-C or SIGTERM")
+    except KeyboardInterrupt as error:
+        heartbeat.end("interrupted", "SIGTERM" if isinstance(error, Terminated) else "Ctrl-C")
         raise
     except BaseException as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]

@@ -63,6 +63,7 @@ class Tracker:
         self.decoding_seconds = 0.0
         self._lock = threading.Lock()
         self._latest = Progress()
+        self._reading = self._before = Reading(0, Counters(), 0.0)
 
     def listen(self, callback: Callable[[Progress], None]) -> None:
         """Tell one more, the latest at once."""
@@ -80,8 +81,11 @@ class Tracker:
         if not reading.actors:
             return
         with self._lock:
-            self.decoding_seconds = reading.seconds
-            counters = reading.counters
+            before = self._before
+            counters = before.counters + reading.counters
+            seconds = before.seconds + reading.seconds
+            reading = self._reading = replace(reading, counters=counters, seconds=seconds)
+            self.decoding_seconds = seconds
             # Rows that an engine took down with it are counted again.
             done = min(reused + counters.rows, self._latest.rows_total)
             self._show(
@@ -102,6 +106,11 @@ class Tracker:
                     eta_seconds=_seconds_left(reading, self._latest.rows_total - done),
                 )
             )
+
+    def keep(self) -> None:
+        """Add to this what follows: it is started again, on what is left of the cluster."""
+        with self._lock:
+            self._before = self._reading
 
     @property
     def seconds(self) -> float:
@@ -153,6 +162,7 @@ class Watch:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join(timeout=10)
+        self._tracker.keep()
 
     def _poll(self) -> None:
         import ray

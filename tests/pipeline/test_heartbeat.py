@@ -16,6 +16,7 @@ from pipeline.counters import Counters, Reading
 from pipeline.heartbeat import HEARTBEAT, beating, read_heartbeat
 from pipeline.lease import hold
 from pipeline.progress import Tracker
+from pipeline.signals import Terminated
 from pipeline.storage import Store
 from tests.pipeline.outputs import PRINT
 from tests.pipeline.s3 import BUCKET, S3Server
@@ -95,7 +96,8 @@ def test_it_beats_while_nothing_else_happens(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "phase", "reason"),
     [
-        (KeyboardInterrupt(), "interrupted", "Ctrl-C or SIGTERM"),
+        (KeyboardInterrupt(), "interrupted", "Ctrl-C"),
+        (Terminated(), "interrupted", "SIGTERM"),
         (RuntimeError("s3://me:secret@b/x failed\nat line 1"), "failed", "s3://***@b/x failed"),
         (MemoryError(), "failed", "MemoryError"),
     ],

@@ -106,6 +106,20 @@ def test_time_left_goes_by_this_run_alone() -> None:
     assert [p.eta_seconds for p in shown] == [None, None, 40.0, None]
 
 
+def test_what_a_lost_cluster_did_still_counts() -> None:
+    """Then the rest is started again, with a board and actors that begin at 0."""
+    shown: list[Progress] = []
+    tracker = Tracker(shown.append)
+    tracker.phase("starting", rows_total=100, rows_done=20)
+    tracker.update(Reading(4, Counters(rows=30, completion_tokens=300), 10.0, 4), reused=20)
+    tracker.keep()
+    tracker.update(Reading(0, Counters(), 0.0), reused=20)
+    tracker.update(Reading(2, Counters(rows=10, completion_tokens=60), 8.0, 2), reused=20)
+    last = shown[-1]
+    assert (last.rows_done, last.actors, last.tokens_per_second) == (60, 2, 20.0)
+    assert last.eta_seconds == 18.0 and tracker.decoding_seconds == 18.0
+
+
 def test_an_actor_that_says_nothing_for_long_is_not_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])

@@ -17,14 +17,14 @@ from jobs.nightly.file import NightlyFile
 from jobs.nightly.night import Night, night_of
 from jobs.nightly.outlook import look_at, plan_of
 from jobs.nightly.sentences import parts, sentences
-from jobs.nightly_summaries import run_date, stages_of
+from jobs.nightly_summaries import configuration, run_date, stages_of
 from jobs.plan import make_plan
-from pipeline.config import PromptConfig, RunConfig
+from pipeline.config import RunConfig
 from pipeline.errors import Locked, PipelineError
 from pipeline.lease import LeaseTimes, hold
 from pipeline.run import RunReport, run
 from pipeline.storage import Store
-from tests.jobs.test_dry_run import config_of, files_below
+from tests.jobs.test_dry_run import files_below
 from tests.local_ray import start_ray
 from tests.pipeline.standin import REFUSED, ByteTokenizer, StandIn, expected
 
@@ -146,6 +146,8 @@ def test_a_night_its_second_tick_and_a_shard_that_came_late(tmp_path: Path) -> N
     assert kept["rows_with_reference"] == 3 and set(kept["rouge"]) == {"rouge1", "rouge2", "rougeL"}
     assert kept["stages"].keys() == done.stages.keys() and kept["copy_rate"] == 0
 
+    check_plan_of_more_rows(nights, done.stages["summaries"])
+
     first = nights.factory.submitted()
     assert nights.tick().state == "nothing new"
     assert nights.factory.submitted() == first
@@ -162,6 +164,25 @@ def test_a_night_its_second_tick_and_a_shard_that_came_late(tmp_path: Path) -> N
     new = nights.factory.submitted()[len(first) :]
     assert len(new) == 2 + after["late"]["document_parts"]
     assert not set(new) & set(first)
+
+
+def check_plan_of_more_rows(nights: Nights, done: RunReport) -> None:
+    """What a dry run says of an output that is there, with two rows more in its input."""
+    config = configuration(nights.night, DAY)
+    rows = pq.read_table(config.input[0]).slice(0, 2)
+    rows = rows.set_column(0, "id", pa.array(["new 1", "new 2"]))
+    (nights.folder / "more").mkdir()
+    pq.write_table(rows, nights.folder / "more" / "two.parquet")
+    config = replace(config, input=(*config.input, str(nights.folder / "more")), actors=2)
+    before = files_below(nights.folder)
+    plan = make_plan(config, with_sample=False, engine_factory=nights.factory)
+    assert files_below(nights.folder) == before
+    assert (plan.rows, plan.rows_left, plan.rows_tokenised) == (7, 2, 2)
+    mean = done.completion_tokens / done.rows_ok
+    assert plan.completion_tokens_left == round(2 * mean)
+    assert plan.hours is not None
+    assert plan.hours * 3600 == pytest.approx(2 * mean / (2 * done.tokens_per_second))
+    assert "earlier runs" in plan.basis[0]
 
 
 def test_a_night_that_was_ended_in_the_middle_goes_on(tmp_path: Path) -> None:
@@ -226,21 +247,3 @@ def test_a_root_that_is_not_there_is_no_empty_night(tmp_path: Path) -> None:
     (tmp_path / "in").rmdir()
     with pytest.raises(ValueError, match="there is no such folder"):
         nights.tick()
-
-
-def test_a_plan_on_an_output_that_is_there(tmp_path: Path) -> None:
-    config = config_of(tmp_path, 6, prompt=PromptConfig())
-    done = run(config, engine_factory=StandIn())
-    config_of(tmp_path, 10)
-    before = files_below(tmp_path)
-    plan = make_plan(replace(config, actors=2), with_sample=False, engine_factory=StandIn())
-    assert files_below(tmp_path) == before
-    assert (plan.rows, plan.rows_left) == (10, 4)
-    mean = done.completion_tokens / 6
-    assert plan.completion_tokens_left == round(4 * mean)
-    assert plan.hours is not None
-    assert plan.hours * 3600 == pytest.approx(4 * mean / (2 * done.tokens_per_second))
-    assert "earlier runs" in plan.basis[0]
-    config_of(tmp_path, 6)
-    nothing = make_plan(config, engine_factory=StandIn())
-    assert (nothing.rows_left, nothing.sample) == (0, None)

@@ -10,16 +10,13 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
+from admg.draft_rules import WINDOW_SHARES, DropRule, WindowRule, refuse
+
 Verification = Literal["shared", "token", "block"]
 SimilarityMean = Literal["mean", "last", "decay"]
 Drafter = Literal["auto", "admg", "ngram", "none"]
 LowBit = Literal["int8", "int4"]
 DraftWeights = Literal["full", LowBit]
-
-
-def _refuse(condition: bool, name: str, value: object, right: str) -> None:
-    if condition:
-        raise ValueError(f"{name} is {value!r}: it must be {right}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,106 +45,35 @@ class SamplingParams:
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
-        _refuse(self.max_tokens < 1, "max_tokens", self.max_tokens, "at least 1")
-        _refuse(
+        refuse(self.max_tokens < 1, "max_tokens", self.max_tokens, "at least 1")
+        refuse(
             not 0 <= self.min_tokens <= self.max_tokens,
             "min_tokens",
             self.min_tokens,
             f"between 0 and max_tokens ({self.max_tokens})",
         )
-        _refuse(
+        refuse(
             not 0 <= self.temperature < math.inf,
             "temperature",
             self.temperature,
             "0 or a number above it",
         )
-        _refuse(self.top_k < 0, "top_k", self.top_k, "0 (off) or more")
-        _refuse(not 0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
-        _refuse(not 0 <= self.min_p < 1, "min_p", self.min_p, "at least 0 and below 1")
-        _refuse(
+        refuse(self.top_k < 0, "top_k", self.top_k, "0 (off) or more")
+        refuse(not 0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
+        refuse(not 0 <= self.min_p < 1, "min_p", self.min_p, "at least 0 and below 1")
+        refuse(
             not 0 < self.repetition_penalty < math.inf,
             "repetition_penalty",
             self.repetition_penalty,
             "above 0",
         )
-        _refuse(not 0 <= self.seed < 2**63, "seed", self.seed, "between 0 and 2**63 - 1")
-        _refuse("" in self.stop, "stop", self.stop, "non-empty strings")
+        refuse(not 0 <= self.seed < 2**63, "seed", self.seed, "between 0 and 2**63 - 1")
+        refuse("" in self.stop, "stop", self.stop, "non-empty strings")
 
     @property
     def greedy(self) -> bool:
         """Whether the law is a point mass on the most likely token."""
         return self.temperature == 0
-
-
-@dataclass(frozen=True, slots=True)
-class DropRule:
-    """Which layers' attention a draft leaves out, by similarity (DESIGN §4.3, our reading).
-
-    Exactly one of `threshold` (similarity at or above it), `quantile` (that share of the layers),
-    `count` and `attention` (these layers, whatever the prompt) chooses the level. Rule 1
-    (`fill_gaps`) and rule 2 (`drop_tail`) take further layers whose similarity is at most `margin`
-    below that level. The first `keep_first` and the last `keep_last` layers always stay, unless
-    they are named. `mlps` are the layers whose MLP every draft leaves out: with `attention` a fixed
-    set, as Draft & Verify (2309.08168) searches for.
-
-    Raises:
-        ValueError: none or several levels given, or a value outside its range.
-    """
-
-    threshold: float | None = None
-    quantile: float | None = None
-    count: int | None = None
-    attention: tuple[int, ...] | None = None
-    mlps: tuple[int, ...] = ()
-    margin: float = 0.005
-    fill_gaps: bool = True
-    drop_tail: bool = True
-    keep_first: int = 1
-    keep_last: int = 1
-
-    def __post_init__(self) -> None:
-        levels = ("threshold", "quantile", "count", "attention")
-        given = [n for n in levels if getattr(self, n) is not None]
-        _refuse(len(given) != 1, "drop rule", given, f"exactly one of {', '.join(levels)}")
-        if self.threshold is not None:
-            _refuse(not -1 <= self.threshold <= 1, "threshold", self.threshold, "a cosine, -1 to 1")
-        if self.quantile is not None:
-            _refuse(not 0 <= self.quantile <= 1, "quantile", self.quantile, "a share, 0 to 1")
-        if self.count is not None:
-            _refuse(self.count < 0, "count", self.count, "0 or more")
-        for name in ("attention", "mlps"):
-            layers = getattr(self, name) or ()
-            wrong = min(layers, default=0) < 0 or len(set(layers)) < len(layers)
-            _refuse(wrong, name, list(layers), "layers from 0 on, each once")
-        _refuse(not 0 <= self.margin <= 2, "margin", self.margin, "between 0 and 2")
-        _refuse(self.keep_first < 0, "keep_first", self.keep_first, "0 or more")
-        _refuse(self.keep_last < 0, "keep_last", self.keep_last, "0 or more")
-
-
-@dataclass(frozen=True, slots=True)
-class WindowRule:
-    """Which KV heads a draft limits to the first 4 keys and the last `window` (DESIGN §4.4).
-
-    Exactly one of `share` (of all (layer, KV head) units, those that change least) and `threshold`
-    (units whose limit leaves a similarity at or above it) chooses them.
-
-    Raises:
-        ValueError: none or both given, or a value outside its range.
-    """
-
-    share: float | None = None
-    threshold: float | None = None
-    window: int = 64
-
-    def __post_init__(self) -> None:
-        given = [n for n in ("share", "threshold") if getattr(self, n) is not None]
-        _refuse(len(given) != 1, "window rule", given, "exactly one of share, threshold")
-        if self.share is not None:
-            _refuse(not 0 <= self.share <= 1, "window_share", self.share, "a share, 0 to 1")
-        if self.threshold is not None:
-            level = self.threshold
-            _refuse(not -1 <= level <= 1, "window_threshold", level, "a cosine, -1 to 1")
-        _refuse(not 1 <= self.window <= 4096, "window", self.window, "1 to 4096 keys")
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,75 +115,90 @@ class DraftConfig:
     windows: WindowRule | None = None
 
     def __post_init__(self) -> None:
-        _refuse(
+        refuse(
             self.drafter not in get_args(Drafter),
             "drafter",
             self.drafter,
             "auto, admg, ngram or none",
         )
-        _refuse(not 1 <= self.draft_tokens <= 64, "draft_tokens", self.draft_tokens, "1 to 64")
-        _refuse(
+        refuse(not 1 <= self.draft_tokens <= 64, "draft_tokens", self.draft_tokens, "1 to 64")
+        refuse(
             self.similarity not in ("mean", "last", "decay"),
             "similarity",
             self.similarity,
             "mean, last or decay",
         )
-        _refuse(
+        refuse(
             not 0 < self.similarity_decay <= 1,
             "similarity_decay",
             self.similarity_decay,
             "in (0, 1]",
         )
         if self.exit_threshold is not None:
-            _refuse(
+            refuse(
                 not 0 <= self.exit_threshold <= 1, "exit_threshold", self.exit_threshold, "0 to 1"
             )
-        _refuse(
+        refuse(
             self.verification not in get_args(Verification),
             "verification",
             self.verification,
             "shared, token or block",
         )
-        _refuse(
+        refuse(
             not 0 < self.hole_filling_decay <= 1,
             "hole_filling_decay",
             self.hole_filling_decay,
             "in (0, 1]",
         )
         if self.remake_after is not None:
-            _refuse(self.remake_after < 1, "remake_after", self.remake_after, "at least 1")
-        _refuse(
+            refuse(self.remake_after < 1, "remake_after", self.remake_after, "at least 1")
+        refuse(
             self.lookup_store_tokens != 0 and not 64 <= self.lookup_store_tokens <= 2**24,
             "lookup_store_tokens",
             self.lookup_store_tokens,
             "0 (off) or 64 to 16777216",
         )
-        _refuse(not 0 <= self.lookup_tail <= 64, "lookup_tail", self.lookup_tail, "0 to 64")
-        _refuse(
+        refuse(not 0 <= self.lookup_tail <= 64, "lookup_tail", self.lookup_tail, "0 to 64")
+        refuse(
             self.draft_weights not in get_args(DraftWeights),
             "draft_weights",
             self.draft_weights,
             "full, int8 or int4",
         )
+        chosen = self.windows is not None and self.windows.share == "auto"
+        right = "a share, or the drafter auto, which chooses it"
+        refuse(chosen and self.drafter != "auto", "window_share", "auto", right)
         if not self.self_drafts:
             self._refuse_own()
 
     def _refuse_own(self) -> None:
         why = f"with the drafter {self.drafter!r}, which does not draft with the model"
         weights, mlps = self.draft_weights, list(self.drop.mlps)
-        _refuse(weights != "full", "draft_weights", weights, f"full {why}")
-        _refuse(bool(mlps), "mlps", mlps, f"left out {why}")
-        _refuse(self.lookup_tail > 0, "lookup_tail", self.lookup_tail, f"0 {why}")
+        refuse(weights != "full", "draft_weights", weights, f"full {why}")
+        refuse(bool(mlps), "mlps", mlps, f"left out {why}")
+        refuse(self.lookup_tail > 0, "lookup_tail", self.lookup_tail, f"0 {why}")
         if self.windows is not None:
             name = "share" if self.windows.threshold is None else "threshold"
             value = getattr(self.windows, name)
-            _refuse(True, f"window_{name}", value, f"left out {why}")
+            refuse(True, f"window_{name}", value, f"left out {why}")
 
     def without_own(self) -> DraftConfig:
         """Lookup alone: where self-drafts do not pay."""
         drop = replace(self.drop, mlps=())
         own: dict[str, Any] = {"draft_weights": "full", "windows": None, "lookup_tail": 0}
         return replace(self, drafter="ngram", drop=drop, **own)
+
+    @property
+    def window_shares(self) -> tuple[float, ...]:
+        """The shares of limited KV heads that are the controller's to choose from, if any."""
+        free = self.windows is not None and self.windows.share == "auto"
+        return WINDOW_SHARES if free else ()
+
+    def with_share(self, share: float) -> DraftConfig:
+        """With this share of KV heads limited, where windows are configured."""
+        if self.windows is None:
+            return self
+        return replace(self, windows=replace(self.windows, share=share))
 
     @property
     def self_drafts(self) -> bool:
@@ -295,9 +236,9 @@ class EngineConfig:
     check: bool = False
 
     def __post_init__(self) -> None:
-        _refuse(self.max_num_seqs < 1, "max_num_seqs", self.max_num_seqs, "at least 1")
+        refuse(self.max_num_seqs < 1, "max_num_seqs", self.max_num_seqs, "at least 1")
         if self.kv_budget_bytes is not None:
-            _refuse(self.kv_budget_bytes < 1, "kv_budget_bytes", self.kv_budget_bytes, "above 0")
+            refuse(self.kv_budget_bytes < 1, "kv_budget_bytes", self.kv_budget_bytes, "above 0")
         if self.max_model_len is not None:
-            _refuse(self.max_model_len < 2, "max_model_len", self.max_model_len, "at least 2")
-        _refuse(self.prefill_tokens < 1, "prefill_tokens", self.prefill_tokens, "at least 1")
+            refuse(self.max_model_len < 2, "max_model_len", self.max_model_len, "at least 2")
+        refuse(self.prefill_tokens < 1, "prefill_tokens", self.prefill_tokens, "at least 1")

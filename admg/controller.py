@@ -37,6 +37,8 @@ LOOKUP_PRIOR = {
     (True, 3): Chance(0.2, 0.6),
 }
 SELF_PRIOR = Chance(0.75, 0.75)
+# How much less of it when all KV heads are limited (deploy/records/budgets.md).
+LIMITED = 0.13
 # Where a self-draft would not pay even with this acceptance, nothing is prepared for it.
 OPTIMISTIC = Chance(0.9, 0.9)
 # How much a round's surplus of tokens per second over its expectation moves later expectations.
@@ -86,16 +88,18 @@ class Explanation:
 class Controller:
     """Chooses for one engine.
 
-    `target` and `own` are the seconds of a target pass and of one self-draft pass; `own` None
-    where there is no self-drafting. `trust` is how much of the expected speed drafts have
-    brought of late, by drafter and size of the batch, `rounds` how often each kind was chosen.
+    `target` and `own` are the seconds of a target pass and of one self-draft pass, the latter by
+    the share of KV heads that it limits; `own` is empty where there is no self-drafting. `trust`
+    is how much of the expected speed drafts have brought of late, by drafter and size of the
+    batch, `rounds` how often each kind was chosen, `limited` the acceptance of drafts by share.
     """
 
     target: PassCost
-    own: PassCost | None
+    own: dict[float, PassCost]
     lookup: dict[tuple[bool, int], Acceptance] = field(
         default_factory=lambda: {kind: Acceptance() for kind in LOOKUP_PRIOR}
     )
+    limited: dict[float, Acceptance] = field(default_factory=dict)
     rounds: dict[str, int] = field(default_factory=dict)
     trust: dict[tuple[str, int], float] = field(default_factory=dict)
     last: Bid | None = None
@@ -165,11 +169,15 @@ class Controller:
             yield self._trusted("lookup", Choice(lengths, [0] * count), expected)
 
     def _own_bids(self, sequences: Seq[Sequence], context: float) -> Iterator[Bid]:
-        if self.own is None:
+        if not self.own:
             return
         count = len(sequences)
-        chances = [s.own_acceptance.chance(SELF_PRIOR) for s in sequences]
-        per_pass = self.own.estimate(count, context)
+        shares = [_share(s, self.own) for s in sequences]
+        chances = [
+            s.own_acceptance.chance(self._own_chance(share))
+            for s, share in zip(sequences, shares, strict=True)
+        ]
+        per_pass = sum(self.own[share].estimate(count, context) for share in shares) / count
         for most in range(1, max(s.draft_limit for s in sequences) + 1):
             lengths = [min(most, s.draft_limit) for s in sequences]
             seconds = most * per_pass + self._seconds(count, context, lengths)
@@ -178,17 +186,39 @@ class Controller:
 
     def own_may_pay(self, most: int) -> bool:
         """Whether self-drafts of up to `most` tokens can win here, were nearly all accepted."""
-        if self.own is None:
-            return False
-        for count in self.target.sizes:
-            for context in self.target.contexts:
-                plain = self.target.estimate(count, context)
-                for k in range(1, most + 1):
-                    seconds = k * self.own.estimate(count, context)
-                    seconds += self.target.estimate(count, context, 1 + k)
-                    if OPTIMISTIC.tokens(k) / seconds > _margin(count) / plain:
-                        return True
-        return False
+        return any(
+            self._own_rate(share, count, context, k, OPTIMISTIC) * plain > _margin(count)
+            for count in self.target.sizes
+            for context in self.target.contexts
+            for plain in (self.target.estimate(count, context) / count,)
+            for share in self.own
+            for k in range(1, most + 1)
+        )
+
+    def window_share(self, count: int, context: float) -> float:
+        """The share of KV heads whose limits make drafts of such a batch most worth their time."""
+        count, shares = max(count, 1), list(self.own) or [0.0]
+        if len(shares) == 1:
+            return shares[0]
+        return max(
+            shares,
+            key=lambda share: max(
+                self._own_rate(share, count, context, k, self._own_chance(share)) for k in (1, 2, 4)
+            ),
+        )
+
+    def _own_rate(self, share: float, count: int, context: float, k: int, chance: Chance) -> float:
+        """Tokens per second of rounds in which all of a batch draft k tokens."""
+        seconds = k * self.own[share].estimate(count, context)
+        seconds += self.target.estimate(count, context, 1 + k)
+        return count * chance.tokens(k) / seconds
+
+    def _own_chance(self, share: float) -> Chance:
+        """What self-drafts with such limits may expect: the more is limited, the less."""
+        worst = SELF_PRIOR.first - LIMITED * share
+        seen = self.limited.get(share)
+        prior = Chance(worst, worst)
+        return prior if seen is None else seen.chance(prior)
 
     def learn(
         self, s: Sequence, proposal: Proposal | None, committed: list[int], own: tuple[int, int]
@@ -208,13 +238,17 @@ class Controller:
             s.lookup_acceptance.see(*seen)
         if own[1]:
             s.own_acceptance.see(*own)
+            if self.own:
+                self.limited.setdefault(_share(s, self.own), Acceptance()).see(*own)
 
     def explain(self) -> Explanation:
         """What the choices rest on now, and which there were."""
-        costs = {"target": self.target, "self": self.own}
+        costs = {"target": self.target}
+        for share, cost in self.own.items():
+            costs["self" if len(self.own) == 1 else f"self, {share:.0%} limited"] = cost
         return Explanation(
             dict(self.rounds),
-            {name: cost.table() for name, cost in costs.items() if cost is not None},
+            {name: cost.table() for name, cost in costs.items()},
             {
                 f"{matched} tokens{' of another row' if stored else ''}": (
                     self.lookup[stored, matched].chance(prior)
@@ -237,6 +271,11 @@ class Controller:
 
 def _margin(count: int) -> float:
     return MARGIN + STAGGERED * min(1.0, (count - 1) / (FULL - 1))
+
+
+def _share(s: Sequence, known: dict[float, PassCost]) -> float:
+    share = s.plan.window_share if s.plan is not None else 0.0
+    return share if share in known else next(iter(known))
 
 
 def _length(chance: Chance, most: int, worth: float) -> int:

@@ -36,7 +36,8 @@ class Drafting:
         model, arena, sampler: the engine's own.
         config: `config.draft.drafter` is not "none".
         cost: of target passes.
-        own_cost: of self-draft passes; used by the controller alone.
+        own_costs: of self-draft passes, by the share of KV heads that they limit; used by the
+            controller alone.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class Drafting:
         sampler: Sampler,
         config: EngineConfig,
         cost: PassCost,
-        own_cost: PassCost,
+        own_costs: dict[float, PassCost],
     ) -> None:
         draft, keep_laws = config.draft, config.draft.by_rejection
         self._own: SelfDrafter | None = None
@@ -61,7 +62,7 @@ class Drafting:
             self._ngram = NgramDrafter(keep_laws, draft.lookup_store_tokens)
         self._controller: Controller | None = None
         if draft.drafter == "auto":
-            self._controller = Controller(cost, own_cost)
+            self._controller = Controller(cost, own_costs)
 
     def draft(self, sequences: list[Sequence], context: float, plain: bool) -> Drafted:
         """The drafts of one round; `plain` forbids them, but not their proposals."""
@@ -109,8 +110,15 @@ class Drafting:
         Costs are known. A drafter that was asked for by name is not questioned.
         """
         if self._controller is not None and not self._controller.own_may_pay(most):
-            self._own = self._controller.own = None
+            self._own = None
+            self._controller.own.clear()
         return self._own is not None
+
+    def window_share(self, sequences: int, context: float) -> float:
+        """The share of KV heads that plans made now should limit, where it is free."""
+        return (
+            0.0 if self._controller is None else self._controller.window_share(sequences, context)
+        )
 
     def draft_alone(self, sequences: list[Sequence]) -> None:
         """One self-draft pass, to be timed."""

@@ -88,11 +88,12 @@ class Engine:
         sizes = (config.max_num_seqs, size.max_model_len, self._arena.num_slots)
         automatic = config.draft.drafter == "auto"
         self._cost = PassCost.for_engine(*sizes, DRAFTED if automatic else (1,))
-        self._own_cost = PassCost.for_engine(*sizes)
+        shares = config.draft.window_shares or (0.0,)
+        self._own_costs = {share: PassCost.for_engine(*sizes) for share in shares}
         self._drafting: Drafting | None = None
         if config.draft.drafter != "none":
             shared = (model, self._arena, self._sampler, config)
-            self._drafting = Drafting(*shared, self._cost, self._own_cost)
+            self._drafting = Drafting(*shared, self._cost, self._own_costs)
         self._rejected: list[Completion] = []
         self._handles = 0
         self._rounds = 0
@@ -168,8 +169,9 @@ class Engine:
 
     def _prefill(self, chunks: list[Chunk]) -> list[Completion]:
         done = []
-        draft = self._draft
         start = time.perf_counter()
+        self._choose_share()
+        draft = self._draft
         watched = draft if any(c.sequence.request.draft for c in chunks) else NO_DRAFT
         ready = prefill_pass(self._model, self._arena, self._sampler, chunks, watched)
         self._counters.prefill_seconds += time.perf_counter() - start
@@ -265,14 +267,24 @@ class Engine:
         return self._cost.estimate(size, context)
 
     def _warm_up(self, drafting: Drafting) -> None:
-        shape = self._model.config
-        plan = usual_plan(self._draft, shape.num_layers, shape.num_kv_heads)
+        sizes = (self._model.config.num_layers, self._model.config.num_kv_heads)
+        plan = usual_plan(self._draft, *sizes)
         timed = WarmUp(self._scheduler, self._verify, drafting.draft_alone, plan)
         self._cost.warm_up(timed.target_pass)
         if self._draft.drafter == "auto":
-            self._own_cost.warm_up(timed.own_pass)
+            for share, cost in self._own_costs.items():
+                timed.plan = usual_plan(self._draft.with_share(share), *sizes)
+                cost.warm_up(timed.own_pass)
             if not drafting.own_may_pay(self._draft.draft_tokens):
                 self._draft = self._draft.without_own()
+
+    def _choose_share(self) -> None:
+        """For the plans that are made now; those that there are stay as they are."""
+        running = self._scheduler.running
+        if self._drafting is None or not self._config.draft.window_shares or not running:
+            return
+        context = sum(s.prompt_length for s in running) / len(running)
+        self._draft = self._draft.with_share(self._drafting.window_share(len(running), context))
 
     def _verify(self, sequences: list[Sequence], draft: Draft) -> list[Verdict]:
         config = self._draft

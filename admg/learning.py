@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from admg.batch import RaggedBatch
-from admg.config import DraftConfig, WindowRule
+from admg.config import DraftConfig
+from admg.draft_rules import WindowRule
 from admg.hole_filling import FillingObserver, OutputsObserver
 from admg.kv_arena import KVArena
 from admg.learned import Learned

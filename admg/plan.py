@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from admg.config import DraftConfig, DropRule, WindowRule
+from admg.config import DraftConfig
+from admg.draft_rules import DropRule, WindowRule
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,13 +20,14 @@ class DraftPlan:
 
     `dropped` are the layers whose attention it leaves out, `dropped_mlps` those whose MLP, both
     ascending; `draft_tokens` is the longest draft of a round. `windowed` [L] are the KV heads of
-    each layer that read a window only; empty where none does.
+    each layer that read a window only; empty where none does. `window_share` is what was asked for.
     """
 
     dropped: tuple[int, ...]
     draft_tokens: int
     dropped_mlps: tuple[int, ...] = ()
     windowed: tuple[tuple[int, ...], ...] = ()
+    window_share: float = 0.0
 
     @classmethod
     def of(
@@ -45,7 +47,9 @@ class DraftPlan:
         """With the units of these similarities [L][K] that the rule limits."""
         if rule is None:
             return self
-        return replace(self, windowed=choose_windowed(units, rule, self.dropped))
+        share = 0.0 if rule.share is None or rule.share == "auto" else rule.share
+        windowed = choose_windowed(units, rule, self.dropped)
+        return replace(self, windowed=windowed, window_share=share)
 
 
 def choose_windowed(
@@ -55,6 +59,7 @@ def choose_windowed(
 
     The share is of all units, dropped layers' included; these have none to limit.
     """
+    assert rule.share != "auto", "the controller has chosen by now"
     wanted = round((rule.share or 0.0) * sum(map(len, units)))
     ranked = sorted(
         (-similarity, layer, head)

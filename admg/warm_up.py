@@ -35,7 +35,7 @@ class WarmUp:
         self._scheduler = scheduler
         self._verify = verify
         self._draft = draft
-        self._plan = plan
+        self.plan = plan
 
     def target_pass(self, size: int, context: int, tokens: int) -> float:
         """Seconds of a target pass over `size` sequences, `tokens` of each."""
@@ -62,7 +62,7 @@ class WarmUp:
         placed = [self._scheduler.place(-1, request, now) for _ in range(size)]
         sequences = [s for s in placed if s is not None]
         for s in sequences:
-            s.plan = self._plan
+            s.plan = self.plan
         try:
             yield sequences
         finally:
@@ -78,7 +78,7 @@ def usual_plan(draft: DraftConfig, num_layers: int, kv_heads: int) -> DraftPlan:
     drop, windows = draft.drop, draft.windows
     if drop.threshold is not None:
         drop = replace(drop, threshold=None, quantile=0.25)
-    if windows is not None and windows.threshold is not None:
+    if windows is not None and (windows.threshold is not None or windows.share == "auto"):
         windows = replace(windows, threshold=None, share=0.5)
     alike = [1.0] * num_layers
     plan = DraftPlan.of(alike, replace(draft, drop=drop, drafter="admg", draft_tokens=1))

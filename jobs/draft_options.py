@@ -6,8 +6,9 @@ from typing import get_args
 
 import click
 
-from admg.config import DraftConfig, Drafter, DraftWeights, Verification, WindowRule
-from jobs.option_kinds import layers, option
+from admg.config import DraftConfig, Drafter, DraftWeights, Verification
+from admg.draft_rules import WindowRule
+from jobs.option_kinds import layers, option, share
 
 DRAFT = "Drafting (for speed; the text stays the same unless --verification token or block)"
 _DEFAULTS = DraftConfig()
@@ -54,8 +55,10 @@ draft_options = [
     option(
         DRAFT,
         "--window-share",
-        type=float,
-        help="Limit this share of the (layer, KV head) pairs to the first 4 keys and a window.",
+        metavar="SHARE",
+        callback=share,
+        help="Limit this share of the (layer, KV head) pairs to the first 4 keys and a window; "
+        "auto, with --drafter auto: the share that pays.",
     ),
     option(
         DRAFT,

@@ -55,7 +55,7 @@ class DraftTable(Table):
     drop_quantile: float | None = None
     drop_attention: list[int] | None = None
     drop_mlps: list[int] | None = None
-    window_share: float | None = None
+    window_share: float | Literal["auto"] | None = None
     window_threshold: float | None = None
     window: int | None = None
     exit_threshold: float | None = None

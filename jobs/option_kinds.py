@@ -85,6 +85,16 @@ def names(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:
     return None if value is None else [name.strip() for name in value.split(",") if name.strip()]
 
 
+def share(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    """A number, or auto."""
+    if value is None or value == "auto":
+        return value
+    try:
+        return float(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} must be a share, 0 to 1, or auto") from None
+
+
 def layers(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:
     """Numbers of layers between commas."""
     try:

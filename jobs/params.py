@@ -10,7 +10,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from admg.config import DraftConfig, DropRule, EngineConfig, SamplingParams, WindowRule
+from admg.config import DraftConfig, EngineConfig, SamplingParams
+from admg.draft_rules import DropRule, WindowRule
 from jobs.job_file import TABLES, JobFile, SamplingTable
 from jobs.mistakes import read_template
 from pipeline.config import PromptConfig, RunConfig

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from admg.config import DropRule, WindowRule
+from admg.draft_rules import DropRule, WindowRule
 from pipeline.config import RunConfig
 
 _ENGINE = (

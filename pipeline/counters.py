@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 
 from admg.request import Completion
@@ -41,12 +41,11 @@ class Counters:
         sums = {n: getattr(self, n) + getattr(other, n) for n in names}
         return Counters(**sums, errors=_added(self.errors, other.errors))
 
-    def plus_errors(self, rows: int, codes: Iterable[str] = ()) -> Counters:
-        """With error rows that the engine never saw, and as many of their codes as are known."""
+    def plus_errors(self, codes: Sequence[str]) -> Counters:
+        """With error rows that the engine never saw, one for each code."""
+        rows, failed = self.rows + len(codes), self.rows_error + len(codes)
         errors = _added(self.errors, Counter(codes))
-        return replace(
-            self, rows=self.rows + rows, rows_error=self.rows_error + rows, errors=errors
-        )
+        return replace(self, rows=rows, rows_error=failed, errors=errors)
 
     def plus(self, completion: Completion) -> Counters:
         """With one finished sequence."""

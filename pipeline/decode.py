@@ -99,7 +99,7 @@ class Decode:
         keys = [key.hex() for key in table[ROW_KEY].to_pylist()]
         results = [self._before(key, e) for key, e in zip(keys, errors_of(table), strict=True)]
         todo = [i for i, result in enumerate(results) if result.error is None]
-        self._loop.count_error_rows(len(results) - len(todo))
+        self._loop.count_error_rows([r.error.code for r in results if r.error is not None])
         together = [keys[i] for i in todo if self._company(keys[i]) is None]
         if self._record is not None and todo:
             await asyncio.to_thread(self._record.begin, together)

@@ -120,9 +120,9 @@ class EngineLoop:
                     entry.future.set_exception(self._death)
         return [[entry.future for entry in group] for group in groups]
 
-    def count_error_rows(self, rows: int, codes: Sequence[str] = ()) -> None:
-        """Count rows that never reach the engine, so that progress adds up."""
-        self._reporter.count_errors(rows, codes)
+    def count_error_rows(self, codes: Sequence[str]) -> None:
+        """Count rows that never reach the engine, by their codes, so that progress adds up."""
+        self._reporter.count_errors(codes)
 
     def _run(self) -> None:
         try:

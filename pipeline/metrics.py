@@ -15,7 +15,6 @@ from pipeline.counters import Counters
 
 _PREFIX = "admg_batch_"
 _ROUND_SECONDS = [0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0]
-_UNKNOWN = "unknown"
 
 # Name: what it says, and the labels beside `job`.
 _COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -59,12 +58,10 @@ class Sample:
     def totals(self) -> dict[tuple[str, tuple[str, ...]], float]:
         """The counters' values by name and labels."""
         c, e = self.counters, self.engine
-        known = sum(c.errors.values())
         totals: dict[tuple[str, tuple[str, ...]], float] = {
             ("tokens", ("prompt",)): c.prompt_tokens,
             ("tokens", ("completion",)): c.completion_tokens,
             ("rows", ("ok", "")): c.rows - c.rows_error,
-            ("rows", ("error", _UNKNOWN)): c.rows_error - known,
             ("target_passes", ()): c.num_spec_steps,
             ("draft_tokens", ()): e.num_draft_tokens,
             ("accepted_draft_tokens", ()): e.num_accepted_draft_tokens,

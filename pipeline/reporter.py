@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 
@@ -54,10 +54,10 @@ class Reporter:
         """The engine is dead: no report follows."""
         self._stop.set()
 
-    def count_errors(self, rows: int, codes: Iterable[str] = ()) -> None:
-        """Count rows that never reach the engine, with as many of their codes as are known."""
+    def count_errors(self, codes: Sequence[str]) -> None:
+        """Count rows that never reach the engine, one for each code."""
         with self._lock:
-            self._counters = self._counters.plus_errors(rows, codes)
+            self._counters = self._counters.plus_errors(codes)
 
     def count(self, completion: Completion) -> None:
         """Count a finished sequence."""

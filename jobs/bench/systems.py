@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from admg.config import DraftConfig, Drafter, DropRule, WindowRule
+from admg.config import DraftConfig, Drafter
+from admg.draft_rules import DropRule, WindowRule
 
 PLAIN = "plain"
 _ORDERS = ("given", "length")
@@ -74,7 +75,7 @@ _DRAFT: dict[str, Callable[[str], Any]] = {
     "fill": _on,
     "remake": int,
     "weights": str,
-    "limit": float,
+    "limit": lambda value: value if value == "auto" else float(value),
     "window": int,
     "tail": int,
 }

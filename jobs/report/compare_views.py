@@ -10,6 +10,7 @@ from jobs.console import printable
 from jobs.report.compare import METRICS, Comparison
 from jobs.report.plots import Plot
 from jobs.report.text import is_secret
+from jobs.terminal import terminal
 from pipeline.redaction import redacted
 
 if TYPE_CHECKING:
@@ -104,11 +105,10 @@ def _setting(name: str, value: Any) -> str:
 
 def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
     """Print the sentences, the numbers, the settings and rows that differ."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = console or Console()
+    console = console or terminal()
     for sentence in sentences(comparison):
         console.print(Text(sentence))
     table = Table(title="Beside each other", title_justify="left")

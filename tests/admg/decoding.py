@@ -13,7 +13,8 @@ from torch import Tensor
 
 from admg.batch import RaggedBatch
 from admg.checkpoint import Weights, load_weights
-from admg.config import DraftConfig, DropRule, EngineConfig, LowBit, SamplingParams
+from admg.config import DraftConfig, EngineConfig, LowBit, SamplingParams
+from admg.draft_rules import DropRule
 from admg.engine import Engine
 from admg.families import read_model_config
 from admg.kv_arena import KVArena, bytes_per_slot

@@ -20,7 +20,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from admg.config import DraftConfig, DropRule, EngineConfig, SamplingParams, WindowRule
+from admg.config import DraftConfig, EngineConfig, SamplingParams
+from admg.draft_rules import DropRule, WindowRule
 from admg.engine import Engine
 from admg.model import Transformer
 from admg.request import Request

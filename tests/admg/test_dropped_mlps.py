@@ -9,7 +9,8 @@ import torch
 
 from admg.batch import RaggedBatch
 from admg.checkpoint import Weights
-from admg.config import DraftConfig, DropRule, SamplingParams
+from admg.config import DraftConfig, SamplingParams
+from admg.draft_rules import DropRule
 from admg.drafters.self_draft import members_of
 from admg.engine import Engine
 from admg.kv_arena import KVArena

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from admg.config import DropRule
+from admg.draft_rules import DropRule
 from admg.plan import DraftPlan, choose_dropped
 
 NONE = {"fill_gaps": False, "drop_tail": False, "keep_first": 0, "keep_last": 0, "margin": 0.0}

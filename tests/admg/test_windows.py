@@ -13,7 +13,8 @@ from torch import Tensor
 
 from admg.attention_units import UnitReader
 from admg.batch import RaggedBatch
-from admg.config import DraftConfig, DropRule, SamplingParams, WindowRule
+from admg.config import DraftConfig, SamplingParams
+from admg.draft_rules import DropRule, WindowRule
 from admg.drafters.self_draft import members_of
 from admg.engine import Engine
 from admg.kv_arena import Extent, KVArena

@@ -10,7 +10,7 @@ from typing import Any
 import click
 import pytest
 
-from admg.config import WindowRule
+from admg.draft_rules import WindowRule
 from jobs.cli import main
 from jobs.job_file import JobFile, option_names, read_job_file
 from jobs.params import run_config

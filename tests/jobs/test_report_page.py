@@ -180,6 +180,25 @@ def test_hardly_any_rows(admg_batch: Call, tmp_path: Path, rows: int) -> None:
     assert f'<span class="value">{rows}</span>' in (tmp_path / "few.html").read_text()
 
 
+def test_an_output_in_the_making(admg_batch: Call, tmp_path: Path) -> None:
+    """First nothing is known but the rows; then there is an old manifest, and a run at work."""
+    output = make_output(tmp_path / "open", 60, 6)
+    state, html = output / "_admg", tmp_path / "open.html"
+    manifest = (state / "manifest.json").read_text()
+    (state / "manifest.json").unlink()
+    run = json.loads((state / "run.json").read_text())
+    (state / "run.json").unlink()
+    (output / "_SUCCESS").unlink()
+    assert admg_batch("report", output, "--html", html).exit_code == 0
+    text = Tags(html.read_text()).text
+    assert "not complete yet" in text and "hours" not in text
+    (state / "manifest.json").write_text(manifest)
+    (state / "run.json").write_text(json.dumps(run | {"started": "2025-10-10T01:00:00+00:00"}))
+    assert admg_batch("report", output, "--html", html).exit_code == 0
+    text = Tags(html.read_text()).text
+    assert "2025-10-10T01:00:00+00:00." in text and "GPU-hours" not in text
+
+
 def test_places_where_no_page_belongs(admg_batch: Call, output: Path, tmp_path: Path) -> None:
     for place, said in (
         (output / "report.html", "must not lie among the results"),

@@ -13,7 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from admg.config import DraftConfig, Drafter, DropRule, EngineConfig, SamplingParams
+from admg.config import DraftConfig, Drafter, EngineConfig, SamplingParams
+from admg.draft_rules import DropRule
 from admg.request import Completion, Request
 from admg.stats import SequenceStats
 from pipeline.audit import Audit, compared

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from admg.config import DraftConfig, DropRule, EngineConfig, SamplingParams, Verification
+from admg.config import DraftConfig, EngineConfig, SamplingParams, Verification
+from admg.draft_rules import DropRule
 from pipeline.config import PromptConfig, RunConfig
 from pipeline.fingerprint import Fingerprint, fingerprint, model_identity
 

@@ -61,7 +61,7 @@ class Holder:
     def decode(self) -> tuple[str, int]:
         import ray
 
-        self._loop.count_error_rows(3, ["prompt_null", "prompt_null"])
+        self._loop.count_error_rows(["prompt_null", "prompt_null", "prompt_empty"])
         rows = [(Request([256, *p.encode()], LAW, p), None) for p in PROMPTS]
         done = [future.result(timeout=30) for future in self._loop.submit(rows)]
         return ray.get_runtime_context().get_job_id(), len(done)
@@ -144,7 +144,7 @@ def test_a_real_endpoint_has_every_name_that_the_dashboard_asks_for() -> None:
     tokens = sum(len(expected(p, 12)) for p in PROMPTS)
     assert value("tokens_total", "completion") == tokens
     assert value("rows_total", "prompt_null") == 2
-    assert value("rows_total", "unknown") == 1
+    assert value("rows_total", "prompt_empty") == 1
     assert value("rows_total", "model_output_invalid") == 1
     assert value("drafter_tokens_total", "admg") == 4 * sum(
         len(expected(p, 12)) for p in PROMPTS[:2]

@@ -70,7 +70,8 @@ def test_nothing_gives_no_ratio_rather_than_a_wrong_one() -> None:
 def test_the_board_adds_up_actors_and_forgets_nothing() -> None:
     board = Board()
     assert board.read().actors == 0
-    done = Counters().plus(Completion(1, "k", [], "stop", LONG)).plus_errors(2)
+    done = Counters().plus(Completion(1, "k", [], "stop", LONG))
+    done = done.plus_errors(["prompt_null", "prompt_empty"])
     board.report("first", Counters())
     board.report("first", done)
     board.report("restarted", done)

@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from admg.config import DraftConfig, DropRule, EngineConfig, SamplingParams
+from admg.config import DraftConfig, EngineConfig, SamplingParams
+from admg.draft_rules import DropRule
 from admg.request import Completion, Request
 from pipeline.config import PromptConfig, RunConfig
 from pipeline.factory import EngineLike, ModelFactory

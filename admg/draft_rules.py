@@ -1,0 +1,94 @@
+"""What a draft leaves out: layers by similarity, and KV heads that read a window only.
+
+Every rejection is a `ValueError` of one sentence that names the field, the value and what is right.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+# Shares of limited KV heads that the controller weighs against each other.
+WINDOW_SHARES = (0.0, 0.5, 0.75, 0.9)
+
+
+def refuse(condition: bool, name: str, value: object, right: str) -> None:
+    """Raise what a value outside its range raises.
+
+    Raises:
+        ValueError: the condition holds.
+    """
+    if condition:
+        raise ValueError(f"{name} is {value!r}: it must be {right}")
+
+
+@dataclass(frozen=True, slots=True)
+class DropRule:
+    """Which layers' attention a draft leaves out, by similarity (DESIGN §4.3, our reading).
+
+    Exactly one of `threshold` (similarity at or above it), `quantile` (that share of the layers),
+    `count` and `attention` (these layers, whatever the prompt) chooses the level. Rule 1
+    (`fill_gaps`) and rule 2 (`drop_tail`) take further layers whose similarity is at most `margin`
+    below that level. The first `keep_first` and the last `keep_last` layers always stay, unless
+    they are named. `mlps` are the layers whose MLP every draft leaves out: with `attention` a fixed
+    set, as Draft & Verify (2309.08168) searches for.
+
+    Raises:
+        ValueError: none or several levels given, or a value outside its range.
+    """
+
+    threshold: float | None = None
+    quantile: float | None = None
+    count: int | None = None
+    attention: tuple[int, ...] | None = None
+    mlps: tuple[int, ...] = ()
+    margin: float = 0.005
+    fill_gaps: bool = True
+    drop_tail: bool = True
+    keep_first: int = 1
+    keep_last: int = 1
+
+    def __post_init__(self) -> None:
+        levels = ("threshold", "quantile", "count", "attention")
+        given = [n for n in levels if getattr(self, n) is not None]
+        refuse(len(given) != 1, "drop rule", given, f"exactly one of {', '.join(levels)}")
+        if self.threshold is not None:
+            refuse(not -1 <= self.threshold <= 1, "threshold", self.threshold, "a cosine, -1 to 1")
+        if self.quantile is not None:
+            refuse(not 0 <= self.quantile <= 1, "quantile", self.quantile, "a share, 0 to 1")
+        if self.count is not None:
+            refuse(self.count < 0, "count", self.count, "0 or more")
+        for name in ("attention", "mlps"):
+            layers = getattr(self, name) or ()
+            wrong = min(layers, default=0) < 0 or len(set(layers)) < len(layers)
+            refuse(wrong, name, list(layers), "layers from 0 on, each once")
+        refuse(not 0 <= self.margin <= 2, "margin", self.margin, "between 0 and 2")
+        refuse(self.keep_first < 0, "keep_first", self.keep_first, "0 or more")
+        refuse(self.keep_last < 0, "keep_last", self.keep_last, "0 or more")
+
+
+@dataclass(frozen=True, slots=True)
+class WindowRule:
+    """Which KV heads a draft limits to the first 4 keys and the last `window` (DESIGN §4.4).
+
+    Exactly one of `share` (of all (layer, KV head) units, those that change least) and `threshold`
+    (units whose limit leaves a similarity at or above it) chooses them. The share "auto" is the
+    controller's choice among `WINDOW_SHARES`.
+
+    Raises:
+        ValueError: none or both given, or a value outside its range.
+    """
+
+    share: float | Literal["auto"] | None = None
+    threshold: float | None = None
+    window: int = 64
+
+    def __post_init__(self) -> None:
+        given = [n for n in ("share", "threshold") if getattr(self, n) is not None]
+        refuse(len(given) != 1, "window rule", given, "exactly one of share, threshold")
+        if self.share is not None and self.share != "auto":
+            refuse(not 0 <= self.share <= 1, "window_share", self.share, "a share, 0 to 1")
+        if self.threshold is not None:
+            level = self.threshold
+            refuse(not -1 <= level <= 1, "window_threshold", level, "a cosine, -1 to 1")
+        refuse(not 1 <= self.window <= 4096, "window", self.window, "1 to 4096 keys")

@@ -90,6 +90,10 @@ class Drafting:
         seen = (min(accepted, own), min(accepted + 1, own)) if own else (0, 0)
         self._controller.learn(s, drafted.proposals[i], committed, seen)
 
+    def kv_saved(self, s: Sequence) -> float | None:
+        """What `SequenceStats.draft_kv_saved` says of a sequence."""
+        return None if self._own is None else self._own.kv_saved(s)
+
     def finish(self, s: Sequence) -> None:
         """Tell that a sequence has ended well."""
         if self._ngram is not None:

@@ -246,7 +246,7 @@ class Engine:
         if reason == "error":
             self._arena.clear(s.extent)
         self._scheduler.retire(s)
-        stats = s.stats()
+        stats = s.stats(None if self._drafting is None else self._drafting.kv_saved(s))
         if reason == "error":
             message = "the model's output is not finite (NaN or infinity) for this prompt"
             code = "model_output_invalid"

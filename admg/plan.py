@@ -43,6 +43,19 @@ class DraftPlan:
         plan = cls(dropped, draft.draft_tokens, tuple(sorted(draft.drop.mlps)))
         return plan if units is None else plan.limited(units, draft.windows)
 
+    def kv_saved(self, num_layers: int, kv_heads: int, length: int, window: int) -> float:
+        """The share of a sequence's keys and values that a draft pass does not read.
+
+        Args:
+            num_layers, kv_heads: the model's.
+            length: of the sequence, in tokens.
+            window: keys that a limited head reads, the first ones included.
+        """
+        limited = sum(map(len, self.windowed))
+        whole = (num_layers - len(self.dropped)) * kv_heads - limited
+        read = whole * length + limited * min(length, window)
+        return 1 - read / (num_layers * kv_heads * length)
+
     def limited(self, units: Sequence[Sequence[float]], rule: WindowRule | None) -> DraftPlan:
         """With the units of these similarities [L][K] that the rule limits."""
         if rule is None:

@@ -117,8 +117,8 @@ class Sequence:
             salt=self.salt,
         )
 
-    def stats(self) -> SequenceStats:
-        """The numbers that the finished sequence reports."""
+    def stats(self, kv_saved: float | None = None) -> SequenceStats:
+        """The numbers that the finished sequence reports; `kv_saved` is for the engine to say."""
         t = self.tally
         steps = sum(t.histogram)
         drafted = sum(t.drafted.values())
@@ -139,6 +139,7 @@ class Sequence:
             ),
             dropped_attention_layers=list(self.plan.dropped) if self.plan else [],
             attention_similarity=list(self.similarity),
+            draft_kv_saved=kv_saved,
             drafter_tokens=dict(t.drafted),
             prefill_seconds=t.prefill_seconds,
             decode_seconds=t.decode_seconds,

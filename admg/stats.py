@@ -15,7 +15,9 @@ class SequenceStats:
     `mean_acceptance_length` is committed tokens per spec step and `draft_acceptance_rate` accepted
     over drafted; both are None where their denominator is 0. `speedup` compares decoding with the
     calibrated plain steps (DESIGN §4.5), `speedup_end_to_end` adds the prefill to both sides; None
-    where no step was timed. `drafter_tokens` counts draft tokens by source. Seconds are wall time:
+    where no step was timed. `draft_kv_saved` is the share of the sequence's keys and values that a
+    pass of its self-draft does not read, at its last length; None where no such pass was made.
+    `drafter_tokens` counts draft tokens by source. Seconds are wall time:
     `decode_seconds` is the time of the rounds that the sequence took part in.
     The engine leaves the last three to who decodes a sequence again, plainly, to compare:
     `audit_identical` says whether the tokens were the same, and `audit_speedup` is the measured
@@ -34,6 +36,7 @@ class SequenceStats:
     speedup_end_to_end: float | None = None
     dropped_attention_layers: list[int] = field(default_factory=list)
     attention_similarity: list[float] = field(default_factory=list)
+    draft_kv_saved: float | None = None
     drafter_tokens: dict[str, int] = field(default_factory=dict)
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0

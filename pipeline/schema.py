@@ -56,6 +56,7 @@ STATISTICS: tuple[pa.Field, ...] = (
     pa.field("speedup_end_to_end", pa.float64()),
     pa.field("dropped_attention_layers", pa.list_(pa.int32())),
     pa.field("attention_similarity", pa.list_(pa.float32())),
+    pa.field("draft_kv_saved", pa.float64()),
     pa.field("drafter_tokens", DRAFTER_TOKENS),
     pa.field("prefill_seconds", pa.float64()),
     pa.field("decode_seconds", pa.float64()),

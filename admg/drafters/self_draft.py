@@ -24,6 +24,7 @@ from admg.noise import DRAFT
 from admg.plan import DraftPlan
 from admg.sampling import Sampler, confidence
 from admg.sequence import Sequence
+from admg.windows import SINKS
 
 
 def members_of(
@@ -100,6 +101,13 @@ class SelfDrafter:
         while active:
             self._extend(draft, sequences, active, fill)
             active = [i for i in active if not self._ended(draft, i, limits[i], sequences[i])]
+
+    def kv_saved(self, s: Sequence) -> float | None:
+        """The share of a sequence's keys and values that a pass does not read; None if none was."""
+        if s.plan is None or self.source not in s.tally.drafted:
+            return None
+        sizes = (self._model.config.num_layers, self._arena.num_kv_heads)
+        return s.plan.kv_saved(*sizes, len(s.tokens), SINKS + self._window)
 
     def _extend(
         self, draft: Draft, sequences: list[Sequence], active: list[int], fill: Tensor | None

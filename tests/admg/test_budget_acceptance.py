@@ -111,11 +111,8 @@ class Teacher:
 def saved(s: Sequence, model: Transformer) -> float:
     """The share of the keys and values that this sequence's plan does not read."""
     assert s.plan is not None
-    units, length = model.config.num_layers * model.config.num_kv_heads, len(s.tokens)
-    limited = sum(map(len, s.plan.windowed))
-    whole = units - len(s.plan.dropped) * model.config.num_kv_heads - limited
-    near = min(length, SINKS + WindowRule(share=0.0).window)
-    return 1 - (whole * length + limited * near) / (units * length)
+    sizes = (model.config.num_layers, model.config.num_kv_heads)
+    return s.plan.kv_saved(*sizes, len(s.tokens), SINKS + WindowRule(share=0.0).window)
 
 
 def measure(

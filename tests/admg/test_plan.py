@@ -14,6 +14,14 @@ from admg.plan import DraftPlan, choose_dropped
 NONE = {"fill_gaps": False, "drop_tail": False, "keep_first": 0, "keep_last": 0, "margin": 0.0}
 
 
+def test_what_a_plan_saves_of_the_keys_and_values() -> None:
+    plan = DraftPlan((1,), 4, windowed=((0,), (), (0, 1)))
+    # 3 layers of 2 heads: 2 dropped, 3 limited to 10 keys, 1 whole.
+    assert plan.kv_saved(3, 2, 100, 10) == pytest.approx(1 - (100 + 3 * 10) / 600)
+    assert plan.kv_saved(3, 2, 5, 10) == pytest.approx(1 - 4 * 5 / 30), "all is near yet"
+    assert DraftPlan((), 4).kv_saved(3, 2, 100, 10) == 0
+
+
 def test_a_threshold_takes_what_is_at_or_above_it() -> None:
     similarity = [0.99, 0.5, 0.75, 0.7, 0.8]
     assert choose_dropped(similarity, DropRule(threshold=0.75, **NONE)) == (0, 2, 4)

@@ -81,6 +81,7 @@ def _table(
         "speedup_end_to_end": (0.9 * speedup + 0.1).tolist(),
         "dropped_attention_layers": [np.flatnonzero(d).tolist() for d in dropped],
         "attention_similarity": similarity.tolist(),
+        "draft_kv_saved": dropped.mean(axis=1).tolist(),
         "drafter_tokens": [
             [
                 {"source": "admg", "tokens": int(d * (1 - share))},

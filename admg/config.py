@@ -159,6 +159,9 @@ class DraftConfig:
             "0 (off) or 64 to 16777216",
         )
         refuse(not 0 <= self.lookup_tail <= 64, "lookup_tail", self.lookup_tail, "0 to 64")
+        doubled = self.lookup_tail > 0 and self.drafter == "auto"
+        right = "0 with the drafter 'auto', which weighs lookup itself"
+        refuse(doubled, "lookup_tail", self.lookup_tail, right)
         refuse(
             self.draft_weights not in get_args(DraftWeights),
             "draft_weights",

@@ -13,7 +13,9 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
 from admg.acceptance import Acceptance, Chance, judged
+from admg.drafters.draft import Draft
 from admg.drafters.ngram import Proposal
+from admg.explanation import Explanation
 from admg.pass_cost import PassCost
 from admg.sequence import Sequence
 
@@ -67,21 +69,6 @@ class Bid:
     choice: Choice
     expected: float
     rate: float
-
-
-@dataclass(frozen=True, slots=True)
-class Explanation:
-    """What a controller goes by.
-
-    `rounds` by choice; `costs` by kind of pass, (sequences, context, tokens, seconds) for each
-    point that was timed; `lookup` the acceptance by what was matched; `trust` how much
-    of the speed expected of drafts has come of late, by drafter and sequences.
-    """
-
-    rounds: dict[str, int]
-    costs: dict[str, list[tuple[int, int, int, float]]]
-    lookup: dict[str, Chance]
-    trust: dict[str, float]
 
 
 @dataclass(slots=True)
@@ -195,15 +182,30 @@ class Controller:
             for k in range(1, most + 1)
         )
 
-    def window_share(self, count: int, context: float) -> float:
-        """The share of KV heads whose limits make drafts of such a batch most worth their time."""
+    def observe_own(
+        self, sequences: Seq[Sequence], draft: Draft, context: float, seconds: float
+    ) -> None:
+        """Take the time of a round's self-drafts into account, where all limit the same share."""
+        lengths = [len(tokens) for tokens in draft.tokens]
+        shares = {_share(s, self.own) for s, n in zip(sequences, lengths, strict=True) if n}
+        if len(shares) == 1:
+            # Each pass drafts one token of everybody who has not ended yet.
+            count = round(sum(lengths) / max(lengths))
+            self.own[shares.pop()].observe(count, context, seconds / max(lengths))
+
+    def window_share(self, count: int, context: float, most: int) -> float:
+        """The share of KV heads whose limits make drafts of such a batch most worth their time.
+
+        The drafts have up to `most` tokens.
+        """
         count, shares = max(count, 1), list(self.own) or [0.0]
         if len(shares) == 1:
             return shares[0]
         return max(
             shares,
             key=lambda share: max(
-                self._own_rate(share, count, context, k, self._own_chance(share)) for k in (1, 2, 4)
+                self._own_rate(share, count, context, k, self._own_chance(share))
+                for k in range(1, most + 1)
             ),
         )
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 
 from admg.config import DraftConfig, EngineConfig
-from admg.controller import Choice, Controller, Explanation
+from admg.controller import Choice, Controller
 from admg.drafters.draft import Draft
 from admg.drafters.ngram import NgramDrafter, Proposal
 from admg.drafters.self_draft import SelfDrafter
+from admg.explanation import Explanation
 from admg.kv_arena import KVArena
 from admg.model import Transformer
 from admg.pass_cost import PassCost
@@ -56,10 +58,11 @@ class Drafting:
             window = draft.windows.window if draft.windows is not None else 0
             own = _own_model(model, draft)
             self._own = SelfDrafter(own, arena, sampler, keep_laws, window)
-        self._tail = draft.lookup_tail
+        self._tail, self._longest = draft.lookup_tail, draft.draft_tokens
         self._proposes = draft.drafter in ("ngram", "auto")
         if self._proposes or self._tail:
-            self._ngram = NgramDrafter(keep_laws, draft.lookup_store_tokens)
+            store = draft.lookup_store_tokens if self._proposes else 0
+            self._ngram = NgramDrafter(keep_laws, store)
         self._controller: Controller | None = None
         if draft.drafter == "auto":
             self._controller = Controller(cost, own_costs)
@@ -73,7 +76,11 @@ class Drafting:
             return drafted
         choice = self._choose(sequences, drafted.proposals, context)
         if self._own is not None:
+            start = time.perf_counter()
             self._own.draft(sequences, choice.own, drafted.draft)
+            if self._controller is not None:
+                seconds = time.perf_counter() - start
+                self._controller.observe_own(sequences, drafted.draft, context, seconds)
             if self._ngram is not None and self._tail:
                 self._ngram.continue_drafts(sequences, self._tail, drafted.draft)
         if self._ngram is not None:
@@ -119,10 +126,9 @@ class Drafting:
         return self._own is not None
 
     def window_share(self, sequences: int, context: float) -> float:
-        """The share of KV heads that plans made now should limit, where it is free."""
-        return (
-            0.0 if self._controller is None else self._controller.window_share(sequences, context)
-        )
+        """The share of KV heads that plans made now should limit; the controller chooses it."""
+        assert self._controller is not None
+        return self._controller.window_share(sequences, context, self._longest)
 
     def draft_alone(self, sequences: list[Sequence]) -> None:
         """One self-draft pass, to be timed."""

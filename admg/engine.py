@@ -15,11 +15,11 @@ from collections.abc import Sequence as Seq
 from dataclasses import replace
 
 from admg.config import DraftConfig, EngineConfig
-from admg.controller import Explanation
 from admg.drafters.confidence_exit import ConfidenceExit
 from admg.drafters.draft import Draft
 from admg.drafters.self_draft import SelfDrafter
 from admg.drafting import Drafted, Drafting
+from admg.explanation import Explanation
 from admg.invariants import check_commit, check_round
 from admg.kv_arena import KVArena
 from admg.learned import Learned

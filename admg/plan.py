@@ -60,9 +60,9 @@ class DraftPlan:
         """With the units of these similarities [L][K] that the rule limits."""
         if rule is None:
             return self
-        share = 0.0 if rule.share is None or rule.share == "auto" else rule.share
+        assert rule.share != "auto", "the controller has chosen by now"
         windowed = choose_windowed(units, rule, self.dropped)
-        return replace(self, windowed=windowed, window_share=share)
+        return replace(self, windowed=windowed, window_share=rule.share or 0.0)
 
 
 def choose_windowed(
@@ -72,8 +72,8 @@ def choose_windowed(
 
     The share is of all units, dropped layers' included; these have none to limit.
     """
-    assert rule.share != "auto", "the controller has chosen by now"
-    wanted = round((rule.share or 0.0) * sum(map(len, units)))
+    share = rule.share if isinstance(rule.share, int | float) else 0.0
+    wanted = round(share * sum(map(len, units)))
     ranked = sorted(
         (-similarity, layer, head)
         for layer, heads in enumerate(units)

@@ -81,5 +81,6 @@ def usual_plan(draft: DraftConfig, num_layers: int, kv_heads: int) -> DraftPlan:
     if windows is not None and (windows.threshold is not None or windows.share == "auto"):
         windows = replace(windows, threshold=None, share=0.5)
     alike = [1.0] * num_layers
-    plan = DraftPlan.of(alike, replace(draft, drop=drop, drafter="admg", draft_tokens=1))
+    own = replace(draft, drop=drop, windows=windows, drafter="admg", draft_tokens=1)
+    plan = DraftPlan.of(alike, own)
     return plan.limited([[1.0] * kv_heads] * num_layers, windows)

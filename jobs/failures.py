@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import re
 import shlex
 import traceback
 from typing import IO, Any
@@ -60,18 +62,35 @@ class Main(ExampleGroup):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; `ValueError` is by our contract the user's mistake, in one sentence."""
+        """Run the command; `ValueError` is by our contract the user's mistake, in one sentence.
+
+        What storage raises ends a command too, early rather than wrongly: the place is named.
+        """
+        from pipeline.errors import PipelineError
+
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
             click.echo("\nInterrupted.", err=True)
             ctx.exit(EXIT_INTERRUPTED)
-        except (ValueError, click.ClickException) as error:
+        except (ValueError, click.ClickException, PipelineError, OSError) as error:
+            if isinstance(error, OSError) and error.errno == errno.EPIPE:
+                raise  # who reads our output has gone: click ends without a word
             if ctx.meta.get(_VERBOSE) and not isinstance(error, click.UsageError):
                 click.echo(shown(traceback.format_exc()), err=True)
             if isinstance(error, click.ClickException):
                 raise
-            raise Failure(str(error)) from error
+            if isinstance(error, OSError):
+                code = EXIT_USAGE if isinstance(error, NotADirectoryError) else EXIT_INCOMPLETE
+                raise Failure(_sentence(error), code) from error
+            code = EXIT_INCOMPLETE if isinstance(error, PipelineError) else EXIT_USAGE
+            raise Failure(str(error), code) from error
+
+
+def _sentence(error: OSError) -> str:
+    """What an error of storage says, without its number; of many lines the last is its cause."""
+    lines = [line for line in str(error).splitlines() if line.strip()] or [repr(error)]
+    return re.sub(r"^\[Errno \d+\] ", "", lines[-1].strip())
 
 
 def command_line(ctx: click.Context) -> str:

@@ -24,7 +24,7 @@ from pipeline.layout import LIGHT, Layout, layout_of, patience
 from pipeline.ledger import Ledger, read_ledger
 from pipeline.oversight import Oversight
 from pipeline.prepare import Prepare
-from pipeline.progress import Board, Tracker, Watch
+from pipeline.progress import Board, Tracker, Watch, ratio
 from pipeline.quarantine import Rules
 from pipeline.reasons import is_shrunk, reason_of
 from pipeline.shared import Shared, ToBoard
@@ -42,16 +42,18 @@ _LONG_PROMPT = 32768
 
 def decode(
     job: Job, chunks: Sequence[Chunk], ledger: Ledger, tracker: Tracker, reused: int
-) -> list[CommittedFile]:
+) -> float:
     """Decode and commit what is pending in these chunks.
 
     A cluster that loses machines for good makes the run start the rest again on what is left.
+
+    Returns:
+        Tokens per second, from the first loaded model on and since the last such start.
 
     Raises:
         ValueError: the machine started here cannot hold the actors that are asked for.
         PipelineError: a model does not load, or a task failed for good; what is committed stays.
     """
-    files: list[CommittedFile] = []
     rows, measured = sum(chunk.rows for chunk in chunks), measured_speed(job.store)
     with connected(job.config.actors) as cluster:
         launched = 1
@@ -60,7 +62,8 @@ def decode(
             board = ToBoard(ray.remote(num_cpus=0)(Board).remote())
             safety = _safety(job, ledger, board)
             try:
-                files += _execute(job, chunks, ledger, layout, board, safety, tracker, reused)
+                before = tracker.decoding_seconds
+                files = _execute(job, chunks, ledger, layout, board, safety, tracker, reused)
                 break
             except KeyboardInterrupt:
                 note_stop(job.store, safety.run)
@@ -77,7 +80,8 @@ def decode(
             ledger = ledger.only_ok() if job.config.retry_failed else ledger
             cluster = Cluster.now(cluster.local)
     clear(job.store)
-    return files
+    tokens = sum(file.completion_tokens for file in files)
+    return ratio(tokens, tracker.decoding_seconds - before) or 0.0
 
 
 def _execute(

@@ -1,8 +1,8 @@
-"""The Decode stage: one engine, fed by several blocks at once.
+"""The Decode stage: one engine, fed by several calls at once.
 
-Ray calls the actor with up to `Layout.in_flight` blocks at the same time. Each call hands
-its rows to the engine's thread and waits for its own, so the batch is refilled across blocks and
-never drains at a block's end.
+Ray calls the actor up to `Layout.in_flight` times at once, each time with about a batch of rows.
+Each call hands its rows to the engine's thread and waits for its own, so the batch is refilled
+across calls and never drains at the end of one.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Decode:
         return EngineLoop(build, report, ActorGuard(self._record, rules), every)
 
     async def __call__(self, table: pa.Table) -> AsyncIterator[pa.Table]:
-        """Decode one block; its rows come back in their order, once each."""
+        """Decode the rows of a call; they come back in their order, once each."""
         keys = [key.hex() for key in table[ROW_KEY].to_pylist()]
         results = [self._before(key, e) for key, e in zip(keys, errors_of(table), strict=True)]
         todo = [i for i, result in enumerate(results) if result.error is None]

@@ -1,4 +1,4 @@
-"""An engine in a thread of its own, fed by several blocks at once."""
+"""An engine in a thread of its own, fed by several calls at once."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class EngineDied(RuntimeError):
 class Guard(Protocol):
     """What an engine's death means to those around it."""
 
-    def watched(self, request: Request, ahead: int) -> Watched:
-        """How long this sequence may take, with so many that came with it or wait for a place."""
+    def watched(self, requests: Sequence[Request], running: Sequence[Watched]) -> list[Watched]:
+        """How long each of these sequences may take, beside those that run or wait already."""
 
     def alone(self, keys: Sequence[str] | None) -> None:
         """From now on the engine holds only these sequences; None: whatever comes."""
@@ -199,10 +199,11 @@ class EngineLoop:
 
     def _enter(self, engine: EngineLike, entries: list[Entry]) -> None:
         self._moved = now = time.monotonic()
-        for entry in entries:
-            watched = Watched(entry.request.key, now)
-            if self._guard is not None:
-                watched = self._guard.watched(entry.request, len(entries) - 1)
+        requests = [entry.request for entry in entries]
+        watching = [Watched(request.key, now) for request in requests]
+        if self._guard is not None:
+            watching = self._guard.watched(requests, [w for _, w in self._running.values()])
+        for entry, watched in zip(entries, watching, strict=True):
             # Known to `died` before the engine sees it: a submit that raises must not lose it.
             self._running[-1] = (entry, watched)
             handle = engine.submit(entry.request)

@@ -6,6 +6,7 @@ and tokens count as they are made, not when their sequence ends.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import Counter
@@ -24,6 +25,8 @@ REPORT_SECONDS = 1.0
 # What an engine holds now, and not what it has done.
 _HELD = ("num_running", "num_waiting", "num_slots", "num_slots_used")
 _DONE = tuple(f.name for f in fields(EngineCounters) if f.name not in _HELD)
+
+_log = logging.getLogger(__name__)
 
 
 class Reporter:
@@ -82,13 +85,18 @@ class Reporter:
                 self._held_back = None
 
     def _run(self, engine: EngineLike) -> None:
-        metrics = metrics_of_this_actor()
+        metrics, known = None, False
         while not self._stop.is_set():
             sample = self._sample(engine)
             if self._report is not None:
                 self._report(sample.counters)
-            if metrics is not None:
-                metrics.record(sample)
+            try:
+                metrics, known = metrics if known else metrics_of_this_actor(), True
+                if metrics is not None:
+                    metrics.record(sample)
+            except Exception:  # whatever Ray's exporter has, reports are signs of life
+                _log.warning("metrics are given up", exc_info=True)
+                metrics = None
             self._stop.wait(REPORT_SECONDS)
 
     def _sample(self, engine: EngineLike) -> Sample:

@@ -15,8 +15,7 @@ from pipeline.job import Job, check_job
 from pipeline.lease import Lease, LeaseTimes, hold
 from pipeline.ledger import Ledger, check_same_job, common_schema, read_ledger
 from pipeline.manifest import SUCCESS, warn_of_lost_files, write_run
-from pipeline.progress import Progress, Tracker, ratio
-from pipeline.sink import CommittedFile
+from pipeline.progress import Progress, Tracker
 from pipeline.source import Scan, ScannedChunk
 
 
@@ -83,17 +82,16 @@ def _run(job: Job, scan: Scan, lease: Lease, tracker: Tracker, started: str) -> 
     total = scan.rows
     todo = sum(rows for _, rows in pending)
     tracker.phase("starting", rows_total=total, rows_done=total - todo)
-    files: Sequence[CommittedFile] = ()
+    speed = 0.0
     if pending:
         # What follows makes the output incomplete again, whatever an earlier run has said.
         job.store.delete(SUCCESS)
         write_run(job.store, config, job.fingerprint, started)
-        files = decode(job, [s.chunk for s, _ in pending], done, tracker, total - todo)
+        speed = decode(job, [s.chunk for s, _ in pending], done, tracker, total - todo)
         if config.allow_bad_shards:
             scan = scan.without_lost(s.chunk for s, _ in pending)
             total = scan.rows
     del ledger, done  # gigabytes where rows are many; the end reads what is there by then
-    speed = ratio(sum(f.completion_tokens for f in files), tracker.decoding_seconds) or 0.0
     tracker.phase("finishing", rows_done=total)
     facts = {
         "started": started,

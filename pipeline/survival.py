@@ -64,11 +64,16 @@ class ActorGuard:
     record: AttemptRecord
     rules: Rules
 
-    def watched(self, request: Request, ahead: int) -> Watched:
-        """The row's deadline, from now."""
-        seconds = self.rules.deadline(len(request.prompt_token_ids), request.sampling.max_tokens)
-        turns = 1 + -(-ahead // self.rules.max_num_seqs)
-        return Watched(request.key, time.monotonic(), seconds, turns)
+    def watched(self, requests: Sequence[Request], running: Sequence[Watched]) -> list[Watched]:
+        """The rows' deadlines, from now; each may have to wait for any of the others."""
+        deadline, now = self.rules.deadline, time.monotonic()
+        own = [deadline(len(r.prompt_token_ids), r.sampling.max_tokens) for r in requests]
+        ahead = len(running) + len(requests) - 1
+        turns = -(-ahead // self.rules.max_num_seqs)
+        waits = turns * max((*own, *(w.seconds for w in running)), default=0.0)
+        return [
+            Watched(r.key, now, seconds, waits) for r, seconds in zip(requests, own, strict=True)
+        ]
 
     def alone(self, keys: Sequence[str] | None) -> None:
         """Put it on record before it is so."""

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """A row in the engine: since when, the seconds that it may take, and how many turns of that.
+    """A row in the engine: since when, the seconds that it may take, and those that it may wait.
 
-    A row whose places are taken when it comes waits for others' turns before its own.
+    A row whose places are taken when it comes waits for others before its own time begins.
     """
 
     key: str
     since: float
     seconds: float = 0.0
-    turns: int = 1
+    waits: float = 0.0
 
 
 def overdue(rows: Sequence[Watched], moved: float, now: float) -> tuple[str, ...]:
@@ -30,7 +30,7 @@ def overdue(rows: Sequence[Watched], moved: float, now: float) -> tuple[str, ...
         return ()
     if now - moved > max(row.seconds for row in rows):
         return tuple(row.key for row in rows)
-    return tuple(row.key for row in rows if now - row.since > row.seconds * row.turns)
+    return tuple(row.key for row in rows if now - row.since > row.seconds + row.waits)
 
 
 def watch(check: Callable[[], bool], every: float) -> None:

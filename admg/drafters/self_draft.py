@@ -104,7 +104,7 @@ class SelfDrafter:
 
     def kv_saved(self, s: Sequence) -> float | None:
         """The share of a sequence's keys and values that a pass does not read; None if none was."""
-        if s.plan is None or self.source not in s.tally.drafted:
+        if s.plan is None or not s.plan.draft_tokens or self.source not in s.tally.drafted:
             return None
         sizes = (self._model.config.num_layers, self._arena.num_kv_heads)
         return s.plan.kv_saved(*sizes, len(s.tokens), SINKS + self._window)

@@ -160,7 +160,7 @@ def measured(factory: ModelFactory) -> Finding:
         return Finding("drafter", "note", "nothing was measured")
     facts = {
         "rounds_by_choice": explained.rounds,
-        "self_drafts_may_pay": "self" in explained.costs,
+        "self_drafts_may_pay": any(name.startswith("self") for name in explained.costs),
         "load_seconds": sample.load_seconds,
         "decode_tokens_per_second": sample.decode_tokens_per_second,
         "mean_acceptance_length": sample.mean_acceptance_length,

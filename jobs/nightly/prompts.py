@@ -13,8 +13,6 @@ from admg.config import SamplingParams
 from pipeline.config import PromptConfig
 from pipeline.factory import TokenizerLike
 
-Style = Literal["auto", "chat", "few-shot"]
-
 DOCUMENT = "document_text"
 """The column of what is to be summarised, in the stages' own inputs."""
 

@@ -133,7 +133,8 @@ def join(before: Mapping[Id, list[str]], summaries: pa.Table, known: dict[Id, Jo
         text = "\n\n".join(found[i] for i in range(len(pieces)) if i in found) or None
         state = known.setdefault(document, Joined(None, len(pieces)))
         state.text = text
-        state.parts_failed += len(pieces) - len(found)
+        # The output may still hold parts of an earlier cut, that had more of them.
+        state.parts_failed += len(pieces) - sum(i in found for i in range(len(pieces)))
 
 
 def last_tables(

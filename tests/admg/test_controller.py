@@ -176,7 +176,7 @@ def test_the_share_of_limits_is_what_pays(
         s.plan = replace(DraftPlan((), 4), window_share=share)
         for _ in range(100):
             controller.learn(s, None, [1], (round(10 * rate), 10))
-    assert controller.window_share(4, 100) == best
+    assert controller.window_share(4, 100, 4) == best
 
 
 @pytest.fixture(scope="module")

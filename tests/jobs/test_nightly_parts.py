@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import pyarrow as pa
 import pytest
 from click.testing import Result
 from hypothesis import given, settings
@@ -27,7 +28,7 @@ from jobs.nightly.prompts import DOCUMENT, EXAMPLES, STOPS, has_chat, summary_pr
 from jobs.nightly.quality import copy_rate, ends_in_a_loop, words_of
 from jobs.nightly.retention import remove, too_old
 from jobs.nightly.sentences import parts, sentences
-from jobs.nightly.stages import Cutter
+from jobs.nightly.stages import Cutter, Joined, join
 from jobs.nightly_summaries import DateReport
 from pipeline.config import PromptConfig
 from pipeline.factory import ModelTokenizer
@@ -173,6 +174,15 @@ def test_where_sentences_end(text: str, pieces: list[str]) -> None:
 )
 def test_strange_texts_take_no_longer(text: str) -> None:
     assert "".join(parts(text, count_bytes, 5000)) == text
+
+
+def test_parts_of_an_earlier_cut_are_no_parts_of_this_one() -> None:
+    rows = [("a", 0, "ok", "One."), *(("a", i, "ok", "Old.") for i in range(2, 6))]
+    names = ("document", "part", "status", "completion")
+    known: dict[int | str, Joined] = {}
+    table = pa.Table.from_pylist([dict(zip(names, row, strict=True)) for row in rows])
+    join({"a": ["One is told. ", "Two is not."]}, table, known)
+    assert (known["a"].text, known["a"].parts, known["a"].parts_failed) == ("One.", 2, 1)
 
 
 class Roomy(StandIn):

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from admg.config import SamplingParams
+from admg.request import Request
 from pipeline.attempts import FOLDER, NO_WORD, AttemptRecord, Deaths, Failure, History
 from pipeline.history import clear, fold, note_stop, prepare_folder
 from pipeline.quarantine import Rules, code_of, describe
 from pipeline.storage import Store
+from pipeline.survival import ActorGuard
 from pipeline.watchdog import Watched, overdue
 from tests.pipeline.s3 import BUCKET
 
@@ -179,8 +182,22 @@ def test_what_an_exception_means(error: Exception, code: str, words: str) -> Non
     assert (code_of(error), describe(error)) == (code, words)
 
 
+def test_rows_wait_for_whoever_is_there_already() -> None:
+    """A short row behind a long one, and as many as there are places behind as many."""
+    rules = Rules(max_crashes=2, max_num_seqs=2, row_seconds=10.0, token_seconds=1.0)
+    guard = ActorGuard(None, rules)  # type: ignore[arg-type]
+    long, short = (Request([1] * 10, SamplingParams(max_tokens=n), str(n)) for n in (100, 9))
+    (first,) = guard.watched([long], [])
+    assert (first.seconds, first.waits) == (111.0, 0.0)
+    (behind,) = guard.watched([short], [first])
+    assert (behind.seconds, behind.waits) == (20.0, 111.0)
+    assert overdue([behind], behind.since + 130.0, behind.since + 130.0) == ()
+    together = guard.watched([short, short], [first, first])
+    assert [w.waits for w in together] == [222.0, 222.0]
+
+
 def test_overdue_rows() -> None:
-    a, b = Watched("a", since=0.0, seconds=10.0), Watched("b", since=5.0, seconds=20.0, turns=2)
+    a, b = Watched("a", since=0.0, seconds=10.0), Watched("b", since=5.0, seconds=20.0, waits=20.0)
     assert overdue([], 0.0, 1e9) == ()
     assert overdue([a, b], moved=9.0, now=9.5) == ()
     assert overdue([a, b], moved=30.0, now=30.0) == ("a",)  # the others go on

@@ -49,8 +49,8 @@ class Notes:
         self.failure: Failure | None = None
         self.dead = threading.Event()
 
-    def watched(self, request: Request, ahead: int) -> Watched:
-        return Watched(request.key, 0.0, 1e12)
+    def watched(self, requests: Sequence[Request], running: Sequence[Watched]) -> list[Watched]:
+        return [Watched(request.key, 0.0, 1e12) for request in requests]
 
     def alone(self, keys: Sequence[str] | None) -> None:
         self.alone_calls.append(None if keys is None else tuple(keys))

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.blocks import calls_in_flight
+from admg.config import EngineConfig
+from pipeline.blocks import calls_in_flight, rows_per_call
 from pipeline.keys import row_key
 from pipeline.manifest import read_manifest
 from pipeline.run import run
@@ -23,12 +24,17 @@ ROWS, BLOCK = 96, 4
 
 
 @pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("batch", [8, pytest.param(2, marks=pytest.mark.slow)])
 def test_fault_01_the_driver_is_killed_at_the_start_in_the_middle_and_at_the_last_block(
-    tmp_path: Path,
+    tmp_path: Path, batch: int
 ) -> None:
-    """Each run ends by SIGKILL, the last one by itself. Nothing is lost, little is done again."""
+    """Each run ends by SIGKILL, the last one by itself. Nothing is lost, little is done again.
+
+    With a batch of 2 a block is what several calls have decoded.
+    """
     table = prompts(ROWS, {ROWS - 1: HANG})  # the last block never ends while the engine hangs
-    config = config_of(tmp_path, table, rows_per_block=BLOCK)
+    engine = EngineConfig(max_num_seqs=batch)
+    config = config_of(tmp_path, table, rows_per_block=BLOCK, engine=engine)
     log = str(tmp_path / "log")
     slow = StandIn(step_seconds=0.05, log=log)
     output = tmp_path / "out"
@@ -46,8 +52,9 @@ def test_fault_01_the_driver_is_killed_at_the_start_in_the_middle_and_at_the_las
     check_output(config, table)
     assert read_manifest(str(output))["run"]["rows_reused"] == report.rows_reused
     # The bound that is promised: per death, what an actor had in flight, and blocks on their way
-    # from it to their file.
-    most = (calls_in_flight(config, BLOCK) + 2) * BLOCK
+    # from it to their file, one of which may wait for its last rows.
+    call = rows_per_call(config, BLOCK)
+    most = calls_in_flight(config, call) * call + 2 * BLOCK
     again = Counter(StandIn(log=log).submitted())
     texts = table["prompt"].to_pylist()
     assert set(again) == {row_key(i, texts[i]).hex() for i in range(ROWS)}

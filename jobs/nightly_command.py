@@ -203,8 +203,8 @@ def _as_json(day: date, report: DateReport | None, why: str) -> dict[str, Any]:
 
 def _old(night: Night, last: date, days: list[date]) -> list[Old]:
     """The dates that are to be removed; not those that this command is for."""
+    from jobs.nightly.dates import STAGES
     from jobs.nightly.retention import too_old
-    from jobs.nightly_summaries import STAGES
 
     keep = night.file.nightly.keep_days
     if keep is None:

@@ -22,7 +22,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from jobs.nightly import stages
-from jobs.nightly.dates import folder_of
+from jobs.nightly.dates import STAGES, folder_of
 from jobs.nightly.file import ADDED
 from jobs.nightly.night import Night
 from jobs.nightly.quality import QUALITY, Quality, measure_quality
@@ -40,7 +40,6 @@ from pipeline.storage import STATE, Store, resolve
 Decode = Callable[[RunConfig], RunReport]
 """Does a run: `pipeline.run.run`, with whatever shows its progress."""
 
-STAGES = ".stages"
 DONE = f"{STATE}/nightly.json"
 _LEVELS = 8
 

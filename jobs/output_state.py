@@ -10,8 +10,10 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pyarrow import fs
 
-from pipeline.heartbeat import read_heartbeat
+from jobs.nightly.dates import STAGES, date_of
+from pipeline.heartbeat import ENDS, read_heartbeat
 from pipeline.holder import holder_of
 from pipeline.manifest import MANIFEST, SUCCESS, read_manifest
 from pipeline.owner import Owner
@@ -69,6 +71,8 @@ def output_state(output: str, now: datetime | None = None) -> OutputState:
     store = Store(output)
     beat = read_heartbeat(store) or {}
     owner = holder_of(store)
+    if owner is None and (owner := _holder_of_stages(output)) is not None:
+        beat = _latest([beat, *_beats_of_stages(output)], owner)
     if owner is not None and (beat.get("host"), beat.get("pid")) != (owner.host, owner.pid):
         beat = {}  # an earlier run's: this one has not begun to tell
     age = _age(beat, now or datetime.now(UTC))
@@ -104,6 +108,49 @@ def output_state(output: str, now: datetime | None = None) -> OutputState:
     )
 
 
+def holder(output: str) -> Owner | None:
+    """Who works on an output at this moment, on the stages before it included.
+
+    A night holds `.stages/date=...` beside its output while it summarises parts of documents.
+
+    Raises:
+        ValueError: no usable path.
+        StorageError: the storage cannot be reached.
+    """
+    return holder_of(Store(output)) or _holder_of_stages(output)
+
+
+def _holder_of_stages(output: str) -> Owner | None:
+    stages = _stages(output)
+    return None if stages is None else holder_of(stages)
+
+
+def _stages(output: str) -> Store | None:
+    """Where the stages of a night's output lie; None for an output that is no night's."""
+    above, slash, name = output.rstrip("/").rpartition("/")
+    return None if date_of(name) is None else Store(f"{above}{slash}{STAGES}/{name}")
+
+
+def _beats_of_stages(output: str) -> list[dict[str, Any]]:
+    stages = _stages(output)
+    if stages is None:
+        return []
+    selector = fs.FileSelector(stages.root, allow_not_found=True)
+    found = stages.trying(
+        f"listing {stages.root}", lambda: stages.filesystem.get_file_info(selector)
+    )
+    folders = sorted(f.base_name for f in found if f.type == fs.FileType.Directory)
+    beats = {name: read_heartbeat(Store(f"{stages.uri}/{name}")) for name in folders}
+    told = ((name, beat) for name, beat in beats.items() if beat is not None)
+    return [beat | {"phase": f"{name}: {beat['phase']}"} for name, beat in told]
+
+
+def _latest(beats: list[dict[str, Any]], owner: Owner) -> dict[str, Any]:
+    """The latest heartbeat of a process that is still at work."""
+    its = [b for b in beats if (b.get("host"), b.get("pid")) == (owner.host, owner.pid)]
+    return max(its, key=lambda beat: str(beat["time"]), default={})
+
+
 def _finished(output: str, told: dict[str, Any]) -> OutputState:
     manifest = read_manifest(output)
     rows = sum(file["rows"] for file in manifest["files"])
@@ -122,7 +169,8 @@ def _finished(output: str, told: dict[str, Any]) -> OutputState:
 
 def _is_silent(owner: Owner, beat: dict[str, Any], age: float | None) -> bool:
     """A process of this machine that lives is working, whatever its heartbeat says."""
-    if owner.is_here or age is None:
+    between = str(beat.get("phase")).endswith(ENDS)  # a night goes on to its next stage
+    if owner.is_here or age is None or between:
         return False
     return age > max(_SECONDS, _BEATS * float(beat.get("every_seconds") or 0))
 

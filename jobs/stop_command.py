@@ -98,11 +98,9 @@ def _stop_job(jobs: RayJobs, job: ClusterJob, timeout: float, as_json: bool) -> 
 
 def _stop_here(output: str, timeout: float, as_json: bool) -> None:
     """Stop the process that holds the lease, where it is certain to be one of this machine."""
-    from pipeline.holder import holder_of
-    from pipeline.storage import Store
+    from jobs.output_state import holder
 
-    store = Store(output)
-    owner = holder_of(store)
+    owner = holder(output)
     if owner is None:
         _tell(f"Nothing runs on {output}.", output, False, None, as_json)
         return

@@ -12,6 +12,8 @@ from datetime import date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 PREFIX = "date="
+STAGES = ".stages"
+"""The folder, beside those of the dates, that holds their stages."""
 _FOLDER = re.compile(r"date=(\d{4}-\d{2}-\d{2})")
 
 

@@ -159,6 +159,38 @@ def test_stop_ends_the_process_that_holds_the_output(
     assert again.exit_code == 0 and json.loads(again.stdout)["stopped"] is False
 
 
+def test_a_night_at_work_on_parts_of_documents_is_seen_and_stopped(
+    admg_batch: Call, tmp_path: Path
+) -> None:
+    day, stages = tmp_path / "date=2026-11-20", tmp_path / ".stages" / "date=2026-11-20"
+    for name in ("parts-1", "parts-2"):
+        (stages / name / LEASES).mkdir(parents=True)
+    (stages / LEASES).mkdir(parents=True)
+    lease(stages)
+    beat(stages / "parts-1", age=900, phase="ended")
+    told = status(admg_batch, day)
+    assert (told["state"], told["phase"]) == ("running", "parts-1: ended")
+    beat(stages / "parts-2", pid=8)  # an earlier tick's
+    assert status(admg_batch, day)["phase"] == "parts-1: ended"
+    beat(stages / "parts-2")
+    told = status(admg_batch, day)
+    assert (told["phase"], told["rows_done"]) == ("parts-2: decoding", 5)
+    beat(stages / "parts-2", age=600)
+    assert status(admg_batch, day)["state"] == "silent"
+    result = admg_batch("stop", day)
+    assert result.exit_code == 4 and "u@far" in result.output
+    assert not day.exists()
+    (stages / LEASES / "00000001.json").unlink()
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(stages)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        result = admg_batch("stop", day)
+        assert result.exit_code == 0 and "Stopped" in result.output, result.output
+        assert process.wait(timeout=10) == 130
+    assert status(admg_batch, day)["state"] == "empty"
+
+
 def test_stop_leaves_other_machines_alone(admg_batch: Call, output: Path) -> None:
     lease(output)
     result = admg_batch("stop", output)

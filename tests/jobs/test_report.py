@@ -13,6 +13,7 @@ import pytest
 from click.testing import Result
 
 from jobs.report import read_output, rows_committed
+from pipeline.errors import StorageError
 from pipeline.schema import output_schema
 
 Call = Callable[..., Result]
@@ -125,3 +126,31 @@ def test_what_is_no_output_is_refused(admg_batch: Call, tmp_path: Path, kind: st
     assert result.exit_code == 2
     expected = "a.parquet has no column" if kind == "other" else "holds no results"
     assert expected in result.output and str(folder) in result.output
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (NotADirectoryError(20, "no folder"), 2),
+        (PermissionError(13, "not for you"), 4),
+        (StorageError("s3://b/out cannot be read"), 4),
+    ],
+)
+def test_what_storage_raises_is_one_sentence(
+    admg_batch: Call, monkeypatch: pytest.MonkeyPatch, error: Exception, code: int
+) -> None:
+    def fail(_: str) -> None:
+        raise error
+
+    monkeypatch.setattr("jobs.report.read_output", fail)
+    result = admg_batch("report", "out")
+    assert result.exit_code == code
+    said = str(error.args[-1])
+    assert result.stderr == f"Error: {said}\n"
+
+
+def test_a_file_is_no_output(admg_batch: Call, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("x")
+    result = admg_batch("report", file)
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1 and str(file) in result.stderr

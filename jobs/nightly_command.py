@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from jobs import nightly_words as words
 from jobs.console import json_text
 from jobs.failures import (
     EXIT_CODES,
     EXIT_ERROR_ROWS,
     EXIT_INCOMPLETE,
+    EXIT_INTERRUPTED,
     EXIT_USAGE,
+    Failure,
+    command_line,
     shown,
     verbose_option,
 )
@@ -83,6 +88,8 @@ def nightly(
     from jobs.nightly.dates import due, logical_date, parse_date
     from jobs.nightly.file import read_nightly_file, time_zone
     from jobs.nightly.night import night_of
+    from jobs.nightly.old_dates import old_dates
+    from jobs.nightly.places import check_places
 
     file = read_nightly_file(config)
     flags: dict[str, Any] = dict(places)
@@ -97,17 +104,46 @@ def nightly(
         raise click.UsageError(f"--catch-up is {before}: {right}")
     days = list(due(chosen, before))
     night = night_of(file, flags, config, resolve_model=with_model)
-    if dry_run:
-        return _look(night, days, _old(night, last, days), not no_sample, as_json)
-    said: Callable[[str], None] = _say_beside if as_json else _say
+    with _storage_in_a_sentence():
+        check_places(night)
+        if dry_run:
+            return _look(night, days, old_dates(night, last, days), not no_sample, as_json)
+    _tick(ctx, night, days, last, as_json)
+
+
+@contextmanager
+def _storage_in_a_sentence() -> Iterator[None]:
+    """Storage that fails ends the command, by its exit code."""
+    from pipeline.errors import PipelineError
+
+    try:
+        yield
+    except (PipelineError, OSError) as error:
+        raise Failure(str(error), EXIT_INCOMPLETE) from error
+
+
+def _tick(ctx: click.Context, night: Night, days: list[date], last: date, as_json: bool) -> None:
+    """Do the dates, then remove what is too old."""
+    from jobs.nightly.old_dates import old_dates, remove_dates
+    from pipeline.signals import sigterm_interrupts
+
+    said = words.say_beside if as_json else words.say
     told: dict[str, Any] = {"dates": [], "removed": []}
     code = 0
-    for one in days:
-        report, outcome, why = _one(ctx, night, one, said)
-        code = _worse(code, outcome)
-        told["dates"].append(_as_json(one, report, why))
-    if code in (0, EXIT_ERROR_ROWS):
-        told["removed"] = _remove(_old(night, last, days), said)
+    # A second signal must not end what the first one has begun, wherever in the tick that was.
+    with sigterm_interrupts():
+        try:
+            for one in days:
+                report, outcome, why = _one(ctx, night, one, said)
+                code = _worse(code, outcome)
+                told["dates"].append(words.as_json(one, report, why))
+            if code in (0, EXIT_ERROR_ROWS):
+                told["removed"] = remove_dates(old_dates(night, last, days), said)
+        except KeyboardInterrupt:
+            kept = f"what is committed is kept in {shown(night.base.output)}"
+            click.echo(f"Interrupted: {kept}. To go on, give the same command:\n", err=True)
+            click.echo(f"  {command_line(ctx)}\n", err=True)
+            ctx.exit(EXIT_INTERRUPTED)
     if as_json:
         click.echo(json_text(redacted_values(told)))
     ctx.exit(code)
@@ -116,14 +152,6 @@ def nightly(
 def now() -> datetime:
     """The time; tests put another one in its place."""
     return datetime.now(UTC)
-
-
-def _say(line: str) -> None:
-    click.echo(shown(line))
-
-
-def _say_beside(line: str) -> None:
-    click.echo(shown(line), err=True)
 
 
 def _one(
@@ -137,92 +165,27 @@ def _one(
 
     from jobs.nightly_summaries import run_date
     from jobs.running import run_shown
-    from pipeline.errors import Locked, PipelineError
+    from pipeline.errors import PipelineError
 
     try:
-        report = run_date(night, day, partial(run_shown, ctx), say=say)
+        report = run_date(night, day, partial(run_shown, ctx, guarded=True), say=say)
     except click.ClickException as error:
         why, code = error.format_message(), error.exit_code
-    except (Locked, PipelineError) as error:
+    except (PipelineError, OSError) as error:
         why, code = str(error), EXIT_INCOMPLETE
     except ValueError as error:
         why, code = str(error), EXIT_USAGE
     else:
-        _show(report, say)
+        words.show(report, say)
         errors = report.rows_error or report.bad_shards
         return report, EXIT_ERROR_ROWS if errors else 0, ""
-    _say_beside(f"Error: date={day}: {why}")
+    words.say_beside(f"Error: date={day}: {why}")
     return None, code, why
 
 
 def _worse(one: int, other: int) -> int:
     order = (0, EXIT_ERROR_ROWS, EXIT_INCOMPLETE, EXIT_USAGE)
     return max(one, other, key=order.index)
-
-
-def _show(report: DateReport, say: Callable[[str], None]) -> None:
-    from jobs.nightly.quality import quality_lines
-
-    name = f"date={report.date}"
-    if report.state != "done":
-        what = "no input: nothing to do" if report.state == "empty" else "nothing new"
-        return say(f"{name}: {what}")
-    for stage, run in report.stages.items():
-        new = run.rows_total - run.rows_reused
-        length, gain = run.mean_acceptance_length, run.speedup
-        say(
-            f"{name}: {stage}: {run.rows_ok} ok, {run.rows_error} error, {new} of them now; "
-            f"{_number(length)} tokens per target pass, speedup {_number(gain)}"
-        )
-    for sentence in report.bad_shards:
-        _say_beside(f"Left out: {sentence}")
-    if report.quality is not None:
-        for line in quality_lines(report.quality):
-            say(f"{name}: {line}")
-        for alarm in report.quality.alarms:
-            click.secho(f"ALARM {name}: {alarm}", err=True, bold=True, fg="red")
-    say(f"{name}: {report.output}")
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
-def _as_json(day: date, report: DateReport | None, why: str) -> dict[str, Any]:
-    if report is None:
-        return {"date": str(day), "state": "failed", "error": why}
-    return {
-        "date": str(day),
-        "state": report.state,
-        "output": report.output,
-        "stages": {name: asdict(run) for name, run in report.stages.items()},
-        "bad_shards": list(report.bad_shards),
-        "quality": None if report.quality is None else report.quality.to_dict(),
-    }
-
-
-def _old(night: Night, last: date, days: list[date]) -> list[Old]:
-    """The dates that are to be removed; not those that this command is for."""
-    from jobs.nightly.dates import STAGES
-    from jobs.nightly.retention import too_old
-
-    keep = night.file.nightly.keep_days
-    if keep is None:
-        return []
-    return [old for old in too_old(night.base.output, STAGES, last, keep) if old.date not in days]
-
-
-def _remove(old: list[Old], say: Callable[[str], None]) -> list[str]:
-    from jobs.nightly.retention import remove
-
-    removed = []
-    for one in old:
-        if remove(one):
-            say(f"date={one.date}: removed, for it is past nightly.keep_days")
-            removed.append(str(one.date))
-        else:
-            click.echo(f"date={one.date}: not removed, a run is at work on it", err=True)
-    return removed
 
 
 def _look(night: Night, days: list[date], old: list[Old], sample: bool, as_json: bool) -> None:
@@ -246,14 +209,14 @@ def _look(night: Night, days: list[date], old: list[Old], sample: bool, as_json:
         }
         return click.echo(json_text(redacted_values(told)))
     for outlook in found:
-        _say(outlook_line(outlook))
+        words.say(outlook_line(outlook))
     for one in old:
-        _say(f"date={one.date}: would be removed: {', '.join(one.folders)}")
+        words.say(f"date={one.date}: would be removed: {', '.join(one.folders)}")
     if plan is not None:
-        _say(f"One prompt for each document of date={fullest.date} would be:")
+        words.say(f"One prompt for each document of date={fullest.date} would be:")
         for line in plan_lines(plan):
-            _say(f"  {line}")
+            words.say(f"  {line}")
     if hours is not None and plan is not None:
         gpus = hours * plan.actors * plan.gpus_per_actor
-        _say(f"All that is left: about {hours:.3g} hours, {gpus:.3g} GPU-hours")
+        words.say(f"All that is left: about {hours:.3g} hours, {gpus:.3g} GPU-hours")
     click.echo("Nothing was written.")

@@ -25,6 +25,7 @@ from jobs.nightly import stages
 from jobs.nightly.dates import STAGES, folder_of
 from jobs.nightly.file import ADDED
 from jobs.nightly.night import Night
+from jobs.nightly.places import check_places, info
 from jobs.nightly.quality import QUALITY, Quality, measure_quality
 from pipeline.config import PromptConfig, RunConfig
 from pipeline.lease import Lease, LeaseTimes, hold
@@ -35,7 +36,7 @@ from pipeline.retry import Patience
 from pipeline.run import RunReport
 from pipeline.shards import Shard, find_shards
 from pipeline.source import Scan, Source, open_source
-from pipeline.storage import STATE, Store, resolve
+from pipeline.storage import STATE, Store
 
 Decode = Callable[[RunConfig], RunReport]
 """Does a run: `pipeline.run.run`, with whatever shows its progress."""
@@ -92,14 +93,11 @@ def shards_of(night: Night, day: date) -> list[Shard]:
 
     Raises:
         ValueError: the folder of all dates does not exist: that is a mistake, and no empty night.
+        StorageError: the storage does not answer.
     """
-    root = night.base.input[0]
-    system, path = resolve(root)
-    if system.get_file_info(path).type == fs.FileType.NotFound:
-        raise ValueError(f"input is {root!r}: there is no such folder (of date=... folders)")
+    check_places(night)
     folder = reading(night, day).input[0]
-    system, path = resolve(folder)
-    if system.get_file_info(path).type != fs.FileType.Directory:
+    if info(night, folder).type != fs.FileType.Directory:
         return []
     try:
         return find_shards((folder,), Patience(night.base.storage_patience_seconds))
@@ -113,8 +111,8 @@ def state_of(night: Night, day: date, shards: list[Shard]) -> dict[str, Any]:
     text = json.dumps(config, sort_keys=True, default=str)
     found = []
     for shard in shards:
-        info = resolve(shard.uri)[0].get_file_info(shard.path)
-        found.append([shard.path, info.size, info.mtime_ns])
+        known = info(night, shard.uri, shard.path)
+        found.append([shard.path, known.size, known.mtime_ns])
     return {"job": hashlib.blake2b(text.encode(), digest_size=16).hexdigest(), "shards": found}
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -49,8 +50,10 @@ def run_and_show(ctx: click.Context, settings: RunConfig) -> RunReport:
     return report
 
 
-def run_shown(ctx: click.Context, settings: RunConfig) -> RunReport:
+def run_shown(ctx: click.Context, settings: RunConfig, guarded: bool = False) -> RunReport:
     """Run with its progress shown; interruptions end the command.
+
+    `guarded`: the caller is inside of `sigterm_interrupts` and stays there while it cleans up.
 
     Raises:
         Failure: the run ended early, or another one holds the output.
@@ -60,7 +63,7 @@ def run_shown(ctx: click.Context, settings: RunConfig) -> RunReport:
     from pipeline.errors import Locked
     from pipeline.signals import sigterm_interrupts
 
-    with Console() as console, sigterm_interrupts():
+    with Console() as console, nullcontext() if guarded else sigterm_interrupts():
         try:
             if settings.model == "demo":
                 settings = replace(settings, model=str(demo_model()))

@@ -35,6 +35,9 @@ def too_old(output: str, stages: str, last: date, keep_days: int) -> list[Old]:
         stages: the name of the folder in it that holds the dates' stages.
         last: the logical date of this tick.
         keep_days: how many dates are kept, `last` among them.
+
+    Raises:
+        OSError, StorageError: the output cannot be looked at.
     """
     root = output.rstrip("/")
     ours = {day: path for day, path in _dates(root) if _is_ours(path)}
@@ -52,7 +55,7 @@ def remove(old: Old, lease_times: LeaseTimes | None = None) -> bool:
     """Remove a date's folders; False where a run is at work on one of them.
 
     Raises:
-        OSError: a folder that cannot be removed.
+        OSError, StorageError: a folder that cannot be removed.
     """
     for folder in old.folders:
         try:
@@ -66,7 +69,8 @@ def remove(old: Old, lease_times: LeaseTimes | None = None) -> bool:
 
 def _dates(root: str) -> Iterator[tuple[date, str]]:
     system, path = resolve(root)
-    for info in system.get_file_info(fs.FileSelector(path, allow_not_found=True)):
+    selector = fs.FileSelector(path, allow_not_found=True)
+    for info in Store(root).trying(f"listing {path}", lambda: system.get_file_info(selector)):
         day = date_of(info.base_name)
         linked = system.type_name == "local" and os.path.islink(info.path)
         if day is not None and info.type == fs.FileType.Directory and not linked:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from itertools import pairwise
@@ -17,8 +18,10 @@ from click.testing import Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import jobs.nightly.old_dates as old_dates
 import jobs.nightly_command as command
 import jobs.nightly_summaries as nightly_summaries
+import jobs.nightly_words as nightly_words
 from admg.config import SamplingParams
 from jobs.nightly.dates import date_of, due, folder_of, logical_date
 from jobs.nightly.example import EXAMPLE
@@ -448,3 +451,89 @@ def test_a_date_that_fails_keeps_no_other_from_being_done(admg_batch: Call, tick
     states = [told["state"] for told in json.loads(result.stdout)["dates"]]
     assert states == ["failed", "empty"]
     assert "Traceback" not in result.output
+
+
+def test_storage_that_fails_ends_its_date_alone(
+    admg_batch: Call, ticks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_date(night: Any, day: date, decode: Any, **_: Any) -> DateReport:
+        if day == date(2026, 11, 19):
+            raise PermissionError("the bucket is closed")
+        return DateReport(day, "empty", "out")
+
+    monkeypatch.setattr(nightly_summaries, "run_date", run_date)
+    now = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
+    _, result = ticks(admg_batch, now)
+    assert result.exit_code == 4
+    assert "Error: date=2026-11-19: the bucket is closed" in result.stderr
+    assert "date=2026-11-20: no input" in result.stdout
+
+
+def test_what_cannot_be_removed_is_said(
+    admg_batch: Call, ticks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(*_: Any) -> bool:
+        raise PermissionError("the bucket is closed")
+
+    path = tmp_path / "nightly.toml"
+    path.write_text(path.read_text().replace("catch_up_days = 1", "keep_days = 1"))
+    for name in ("date=2026-11-10", "date=2026-11-20"):
+        an_output(tmp_path / "out", name)
+    monkeypatch.setattr(old_dates, "remove", closed)
+    now = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
+    _, result = ticks(admg_batch, now)
+    said = "Warning: date=2026-11-10: not removed: the bucket is closed"
+    assert result.exit_code == 0 and said in result.stderr
+    monkeypatch.setattr(old_dates, "too_old", closed)
+    _, result = ticks(admg_batch, now, "--dry-run")
+    assert result.exit_code == 0 and "cannot be found: the bucket is closed" in result.stderr
+
+
+@pytest.mark.parametrize("place", ["input", "output"])
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_a_file_is_no_folder_of_dates(
+    admg_batch: Call, ticks: Any, tmp_path: Path, place: str, more: list[str]
+) -> None:
+    (tmp_path / "file").write_text("text")
+    now = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
+    days, result = ticks(admg_batch, now, f"--{place}", tmp_path / "file", *more)
+    assert result.exit_code == 2 and not days
+    assert f"Error: {place} is '{tmp_path / 'file'}': it must be a folder" in result.stderr
+
+
+def test_sigterm_between_decodes_interrupts(
+    admg_batch: Call, ticks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cleaned = []
+
+    def run_date(night: Any, day: date, decode: Any, **_: Any) -> DateReport:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(signal.SIGTERM)  # who stops a process repeats himself
+            cleaned.append(day)
+        raise AssertionError("it went on")
+
+    monkeypatch.setattr(nightly_summaries, "run_date", run_date)
+    before = signal.getsignal(signal.SIGTERM)
+    _, result = ticks(admg_batch, datetime(2026, 11, 21, 12, 0, tzinfo=UTC))
+    assert result.exit_code == 130 and cleaned == [date(2026, 11, 19)]
+    assert "To go on, give the same command" in result.stderr
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_alarms_have_no_colours_where_nobody_wants_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    line = "ALARM date=2026-11-20: half of the [summaries] " + "are copied " * 20
+    nightly_words.alarm(line)
+    assert "\x1b[" in capsys.readouterr().err
+    monkeypatch.setenv("TERM", "dumb")  # as --plain
+    nightly_words.alarm(line)
+    assert capsys.readouterr().err == f"{line}\n"
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1")
+    nightly_words.alarm(line)
+    assert "31m" not in capsys.readouterr().err

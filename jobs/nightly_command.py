@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,6 @@ from jobs.failures import (
     EXIT_INCOMPLETE,
     EXIT_INTERRUPTED,
     EXIT_USAGE,
-    Failure,
     command_line,
     shown,
     verbose_option,
@@ -104,22 +102,10 @@ def nightly(
         raise click.UsageError(f"--catch-up is {before}: {right}")
     days = list(due(chosen, before))
     night = night_of(file, flags, config, resolve_model=with_model)
-    with _storage_in_a_sentence():
-        check_places(night)
-        if dry_run:
-            return _look(night, days, old_dates(night, last, days), not no_sample, as_json)
+    check_places(night)
+    if dry_run:
+        return _look(night, days, old_dates(night, last, days), not no_sample, as_json)
     _tick(ctx, night, days, last, as_json)
-
-
-@contextmanager
-def _storage_in_a_sentence() -> Iterator[None]:
-    """Storage that fails ends the command, by its exit code."""
-    from pipeline.errors import PipelineError
-
-    try:
-        yield
-    except (PipelineError, OSError) as error:
-        raise Failure(str(error), EXIT_INCOMPLETE) from error
 
 
 def _tick(ctx: click.Context, night: Night, days: list[date], last: date, as_json: bool) -> None:

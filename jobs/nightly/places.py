@@ -35,4 +35,4 @@ def info(night: Night, uri: str, path: str | None = None) -> fs.FileInfo:
     system, own = resolve(uri)
     where = own if path is None else path
     patience = Patience(night.base.storage_patience_seconds)
-    return patience.run(f"looking for {where}", lambda: system.get_fileinfo(where))
+    return patience.run(f"looking for {where}", lambda: system.get_file_info(where))

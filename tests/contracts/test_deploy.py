@@ -19,6 +19,7 @@ from click.testing import CliRunner
 from jobs.cli import main
 from jobs.nightly.file import read_nightly_file
 from jobs.sizing import GPUS, known_model, sequences
+from jobs.submission import FINGERPRINT, Submission, absolute
 from tests.contracts.deployment import (
     DAY,
     DEPLOY,
@@ -43,6 +44,8 @@ def test_its_spec_is_the_template_of_kuberays_own_cron_job() -> None:
     spec["entrypoint"], _, day = spec["entrypoint"].rpartition(" --date ")
     assert day == DAY
     check_command(spec["entrypoint"])
+    del spec["metadata"]
+    assert DAY not in json.dumps(spec)
     document = {
         "apiVersion": "ray.io/v1",
         "kind": "RayCronJob",
@@ -115,6 +118,16 @@ def test_versions_and_numbers_agree() -> None:
     assert engine.max_model_len is not None and engine.max_num_seqs is not None
     fit = sequences(known_model("Llama-2-13b"), GPUS["H200"], engine.max_model_len)
     assert engine.max_num_seqs <= fit
+
+
+def test_status_and_stop_know_the_night_by_what_it_says_of_itself() -> None:
+    said = rayjob()["spec"]["metadata"]
+    night = Submission(said["job"], said["logical_date"], "", said["output"], said["admg_batch"])
+    assert said == {k: v for k, v in night.metadata.items() if k != FINGERPRINT}
+    output = read_nightly_file(str(DEPLOY / "summaries.toml")).output
+    assert night.output == absolute(f"{output}/date={DAY}")
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert night.version == version
 
 
 def test_mounts_are_of_volumes_that_are_there() -> None:

@@ -31,24 +31,23 @@ def describe(
         errors: what pydantic found.
         keys: the known keys of every table; "" is the top of the file.
     """
-    seen = set()
+    # A union reports each of its members, with the member's name as a further step.
+    places: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for error in errors:
-        # A union reports each of its members, with the member's name as a further step.
-        steps = [str(step) for step in error["loc"] if not _is_type(step)]
-        place = ".".join(steps)
-        if place in seen:
-            continue
-        seen.add(place)
+        steps = tuple(str(step) for step in error["loc"] if not _is_type(step))
+        places.setdefault(steps, []).append(error)
+    for steps, members in places.items():
+        place, error = ".".join(steps), members[0]
         if error["type"] == "extra_forbidden":
             yield f"{source}: {place} is not known: {_nearest(steps, keys)}"
         else:
-            right = _RIGHT.get(error["type"]) or _expected(error)
+            right = " or ".join(_RIGHT.get(e["type"]) or _expected(e) for e in members)
             found = "missing" if error["type"] == "missing" else _short(error["input"])
             yield f"{source}: {place} is {found}: it must be {right}"
 
 
 def _is_type(step: object) -> bool:
-    return step in ("str", "int", "float", "bool")
+    return step in ("str", "int", "float", "bool") or str(step).startswith("literal[")
 
 
 def _short(value: object) -> str:

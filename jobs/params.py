@@ -6,6 +6,7 @@ What a class refuses is named with its place: the option, or the job file with t
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -106,6 +107,10 @@ def run_config(flags: Mapping[str, Any], job: JobFile, source: str | None = None
         ValueError: one sentence that names the place, the value and what would be right.
     """
     values = _Values(flags, job, source)
+    for name, value in values.flags.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            right = "a number that is not nan and not infinite"
+            raise ValueError(f"{values.place(name)} is {value}: it must be {right}")
     missing = [k for k in ("input", "output", "model") if values.get(k) is None]
     if missing:
         options = " and ".join(f"--{k}" for k in missing)

@@ -146,6 +146,8 @@ class RayJobs:
             before = written
             try:
                 asyncio.run(tail())
+            except BrokenPipeError:
+                raise  # who reads what we write has gone, not the cluster
             except (ClientError, OSError, RuntimeError) as error:
                 tries = 0 if written > before else tries + 1
                 if tries > _RECONNECTS:

@@ -63,9 +63,9 @@ def resolved_job(config: RunConfig, template: str | None) -> dict[str, Any]:
     draft = config.engine.draft
     law = config.sampling
     job = {
-        "input": [_absolute(path) for path in config.input],
-        "output": _absolute(config.output),
-        "model": config.model if config.model == "demo" else _absolute(config.model),
+        "input": [absolute(path) for path in config.input],
+        "output": absolute(config.output),
+        "model": config.model if config.model == "demo" else absolute(config.model),
         **_of(config, _TOP),
         "storage_patience": config.storage_patience_seconds,
         "keep": list(config.keep),
@@ -73,7 +73,7 @@ def resolved_job(config: RunConfig, template: str | None) -> dict[str, Any]:
         "prompt": {
             "prompt_column": config.prompt.column,
             "chat": config.prompt.mode == "chat",
-            "template": None if template is None else _absolute(template),
+            "template": None if template is None else absolute(template),
             "system": config.prompt.system,
             "on_long_prompt": config.prompt.on_long,
         },
@@ -117,10 +117,6 @@ def _windows(rule: WindowRule | None) -> dict[str, Any]:
         "window_threshold": rule.threshold,
         "window": rule.window,
     }
-
-
-def _absolute(path: str) -> str:
-    return path if "://" in path else str(Path(path).expanduser().absolute())
 
 
 def _without_none(values: dict[str, Any]) -> dict[str, Any]:

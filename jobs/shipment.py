@@ -24,6 +24,7 @@ import tomli_w
 from jobs.job_file import JobFile, read_job_file
 from jobs.params import run_config
 from jobs.resolved import resolved_job
+from jobs.submission import parse_logical_date
 from pipeline.config import RunConfig
 from pipeline.redaction import has_credentials
 
@@ -93,7 +94,7 @@ def ship_nightly(
     Raises:
         ValueError: a user's mistake, in one sentence.
     """
-    from jobs.nightly.dates import folder_of, logical_date, parse_date
+    from jobs.nightly.dates import folder_of, logical_date
     from jobs.nightly.file import read_nightly_file, time_zone
 
     if config is None:
@@ -115,7 +116,7 @@ def ship_nightly(
     if read_nightly_file(_write(folder, values)) != shipped:
         raise AssertionError(f"the job file that would be sent says something else:\n{values}")
     zone, back = time_zone(file.nightly.time_zone), file.nightly.days_back
-    chosen = logical_date(datetime.now(UTC), zone, back) if day is None else parse_date(day)
+    chosen = logical_date(datetime.now(UTC), zone, back) if day is None else parse_logical_date(day)
     command = ("nightly", "--config", JOB_FILE, "--date", chosen.isoformat())
     output = f"{places['output'].rstrip('/')}/{folder_of(chosen)}"
     return Shipment(command, output, chosen.isoformat(), digest_of(values))

@@ -28,7 +28,8 @@ admg-batch stop demo-output"""
 _NOTES = """\
 The run gets SIGTERM, as from Ctrl-C: it gives up the rows that it has not committed, and releases
 the output. On a cluster it is killed after the --stop-grace of its submission. OUTPUT alone means
-the job of the named cluster that writes to it or, where no cluster is named, a run of this machine.
+the job of the named cluster that writes to it or, where there is none and no --address is given, a
+run of this machine.
 
 Exit codes: 0 when it has ended, or had ended before; 4 when it still runs after --timeout, or
 nothing could be stopped.
@@ -68,6 +69,9 @@ def stop(
         if job is not None:
             _stop_job(jobs, job, timeout, as_json)
             return
+        if address:  # the user said where: no process of this machine is meant
+            said = f"{jobs.address} runs no job that writes to {output}: nothing was stopped"
+            raise Failure(said, EXIT_INCOMPLETE)
     _stop_here(output or "", timeout, as_json)
 
 

@@ -87,13 +87,7 @@ class Submission:
         if not _NAME.fullmatch(self.job):
             right = "up to 64 letters, digits, - and _, and begin with a letter or digit"
             raise ValueError(f"--name is {self.job!r}: it must be {right}")
-        try:
-            valid = date.fromisoformat(self.logical_date).isoformat() == self.logical_date
-        except ValueError:
-            valid = False
-        if not valid:
-            given = self.logical_date
-            raise ValueError(f"--logical-date is {given!r}: it must be a date as 2026-11-21")
+        parse_logical_date(self.logical_date)
 
     @property
     def id(self) -> str:
@@ -164,9 +158,29 @@ def judge(submission: Submission, known: Iterable[ClusterJob], again: bool = Fal
     return Verdict("send", submission.attempt(last + 1), newest)
 
 
+def parse_logical_date(text: str) -> date:
+    """The date that `--logical-date` names.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        day = date.fromisoformat(text)
+        if day.isoformat() == text:
+            return day
+    except ValueError:
+        pass  # said below, in the words for every text that is no date
+    raise ValueError(f"--logical-date is {text!r}: it must be a date as 2026-11-21")
+
+
 def absolute(path: str) -> str:
-    """A path as a submission names it, and as every process can read it; URIs stay as they are."""
-    return path if "://" in path else str(Path(path).expanduser().absolute())
+    """A path as a submission names it, and as every process can read it.
+
+    Of a URI a slash at its end goes: it names the same place.
+    """
+    if "://" in path:
+        return re.sub(r"(?<=[^:/])/+$", "", path)
+    return str(Path(path).expanduser().absolute())
 
 
 def job_name(config: str | None, output: str) -> str:

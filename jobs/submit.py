@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shlex
@@ -13,11 +14,16 @@ from typing import Any
 
 from jobs.ray_jobs import RayJobs, UsedId
 from jobs.submission import ClusterJob, Submission, Verdict, judge
+from pipeline.redaction import has_credentials
 
 # Read by Ray in the job's own supervisor, so that a job can ask for its own time to end.
 GRACE = "RAY_JOB_STOP_WAIT_TIME_S"
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_SECRET = re.compile(r"(?i)token|secret|passw|passphrase|credential|private|key(?:_?id)?$")
+_SECRET = re.compile(
+    r"(?i)token|secret|passw|passphrase|credential|private|key(?:_?id)?$"
+    # Short ones as words only, for there are paths and patterns.
+    r"|(?<![a-z])(?:pwd|auth|pat)(?![a-z])"
+)
 _RACES = 5
 
 
@@ -95,7 +101,8 @@ def env_of(names: Sequence[str]) -> dict[str, str]:
     """Variables of this process by name, for the job.
 
     Raises:
-        ValueError: a name with a value, of a variable that is not set, or of a secret.
+        ValueError: a name with a value, of a variable that is not set, or of a secret;
+            a value with credentials in it.
     """
     found = {}
     for name in names:
@@ -106,7 +113,7 @@ def env_of(names: Sequence[str]) -> dict[str, str]:
             )
         if not _VARIABLE.fullmatch(name):
             raise ValueError(f"--env is {name!r}: it must be the name of a variable")
-        if _SECRET.search(name):
+        if name != "PWD" and _SECRET.search(name):
             raise ValueError(
                 f"--env is {name}, which looks like a secret: Ray writes what is sent along into "
                 "the logs of every node, and shows it to all who may see the job. Give it to the "
@@ -114,6 +121,11 @@ def env_of(names: Sequence[str]) -> dict[str, str]:
             )
         if name not in os.environ:
             raise ValueError(f"--env is {name}: it must be set in this environment")
+        if has_credentials(os.environ[name]):
+            raise ValueError(
+                f"--env is {name}, whose value is a URI with credentials, which everybody who may "
+                "look at the cluster's jobs would see: leave them out, and give them to the nodes"
+            )
         found[name] = os.environ[name]
     return found
 
@@ -125,7 +137,7 @@ def resources_of(cpus: float | None, memory: int | None, given: str | None) -> d
         ValueError: a number below 0, or text that is no JSON object of numbers.
     """
     for name, value in (("num-cpus", cpus), ("memory", memory)):
-        if value is not None and value < 0:
+        if value is not None and not _is_amount(value):
             raise ValueError(f"--entrypoint-{name} is {value}: it must be 0 or more")
     found: dict[str, Any] = {"entrypoint_num_cpus": cpus, "entrypoint_memory": memory}
     if given is not None:
@@ -141,4 +153,5 @@ def resources_of(cpus: float | None, memory: int | None, given: str | None) -> d
 
 
 def _is_amount(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and 0 <= value < math.inf

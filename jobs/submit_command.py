@@ -174,12 +174,14 @@ def _submit(
     jobs = RayJobs.connect(own["address"])
     sent = send(jobs, submission, package, bool(own["again"]))
     click.echo(shown(_sentence(sent)), err=as_json)
-    if sent.verdict.do == "taken":
-        raise Failure("the job was not sent", EXIT_INCOMPLETE)
-    ended = _follow(jobs, sent.job, as_json) if own["wait"] is not False else sent.job
+    taken = sent.verdict.do == "taken"
+    waits = own["wait"] is not False and not taken
+    ended = _follow(jobs, sent.job, as_json) if waits else sent.job
     if as_json:
         known = {"submitted": sent.is_new, "verdict": sent.verdict.do, "address": jobs.address}
         click.echo(json_text(redacted_values(known | ended.to_dict())))
+    if taken:
+        raise Failure("the job was not sent", EXIT_INCOMPLETE)
     return ended.code or 0
 
 

@@ -219,6 +219,10 @@ def test_nothing_given_means_the_classes_defaults() -> None:
             "job.toml: draft.window_share is 2.0: it must be a share, 0 to 1",
         ),
         (
+            "[draft]\nwindow_share = 'aut'",
+            "job.toml: draft.window_share is 'aut': it must be a number or 'auto'",
+        ),
+        (
             "[draft]\nwindow = 32",
             "job.toml: draft.window says how much limited heads read: it must go with "
             "--window-share or --window-threshold, which say how many are limited",
@@ -258,12 +262,13 @@ def test_a_value_of_the_command_line_is_blamed_on_its_option(job: Write) -> None
     assert said == "--drop-layers is -2: it must be 0 or more"
 
 
+@pytest.mark.parametrize("value", ["nan", "inf"])
 @pytest.mark.parametrize(
     "name", ["gpus_per_actor", "row_deadline_seconds", "token_deadline_seconds", "storage_patience"]
 )
-def test_nan_is_no_number_on_the_command_line_either(name: str) -> None:
-    with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} is nan: it must be"):
-        run_config(GIVEN | {name: float("nan")}, JobFile())
+def test_nan_is_no_number_on_the_command_line_either(name: str, value: str) -> None:
+    with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} is {value}: it must be"):
+        run_config(GIVEN | {name: float(value)}, JobFile())
 
 
 def test_what_is_missing_is_said() -> None:

@@ -24,6 +24,7 @@ from jobs.submission import (
     OUTPUT,
     ClusterJob,
     Submission,
+    absolute,
     job_name,
     judge,
 )
@@ -231,6 +232,8 @@ def test_a_night_is_sent_with_its_date(tmp_path: Path, monkeypatch: pytest.Monke
     for flags, config in (({"max_tokens": 3}, "night.toml"), ({}, None), ({}, "none.toml")):
         with pytest.raises(ValueError, match=r"--nightly|cannot be read"):
             ship_nightly(sent, flags, config, None)
+    with pytest.raises(ValueError, match="--logical-date is 'foo': it must be a date"):
+        ship_nightly(sent, {}, "night.toml", "foo")
 
 
 @pytest.mark.parametrize("key", ["input", "output", "model"])
@@ -298,6 +301,7 @@ def test_only_named_variables_go_along(tmp_path: Path, monkeypatch: pytest.Monke
             "db_password",
         ),
         *("OPENAI_API_KEY", "GOOGLE_APPLICATION_CREDENTIALS", "SSH_PRIVATE", "APIKEY"),
+        *("DB_PWD", "BASIC_AUTH", "github_pat"),
     ],
 )
 def test_secrets_do_not_go_along(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,6 +313,26 @@ def test_secrets_do_not_go_along(name: str, monkeypatch: pytest.MonkeyPatch) -> 
         assert SECRET not in str(caught.value)
 
 
+def test_a_value_with_credentials_does_not_go_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", f"postgres://me:{SECRET}@db/x")
+    with pytest.raises(ValueError, match=r"--env is DATABASE_URL, .* credentials") as caught:
+        env_of(["DATABASE_URL"])
+    assert SECRET not in str(caught.value)
+    harmless = {"PWD": "/home", "DATA_PATH": "/data", "AUTHOR": "me"}
+    for name, value in harmless.items():
+        monkeypatch.setenv(name, value)
+    assert env_of(list(harmless)) == harmless
+
+
+def test_a_slash_at_the_end_names_the_same_output(tmp_path: Path) -> None:
+    places = ("s3://b/out", "s3://b/out/", "s3://b/out//")
+    values = {"input": ["in"], "model": "m"}
+    sent = [ship_run(tmp_path, values | {"output": o}, None, None) for o in places]
+    assert {s.output for s in sent} == {"s3://b/out"} == {absolute(o) for o in places}
+    assert len({s.fingerprint for s in sent}) == 1
+    assert absolute("file:///") == "file:///"
+
+
 def test_resources_are_checked() -> None:
     assert resources_of(1.0, None, '{"driver": 0.5}') == {
         "entrypoint_num_cpus": 1.0,
@@ -317,8 +341,9 @@ def test_resources_are_checked() -> None:
     for wrong in ("{", "[1]", '{"a": "1"}', '{"a": -1}', '{"a": true}'):
         with pytest.raises(ValueError, match="--entrypoint-resources"):
             resources_of(None, None, wrong)
-    with pytest.raises(ValueError, match="--entrypoint-num-cpus is -1"):
-        resources_of(-1, None, None)
+    for number in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"--entrypoint-num-cpus is {number}"):
+            resources_of(number, None, None)
 
 
 ARGS = ("submit", "--input", "in", "--output", "out", "--model", "demo")
@@ -346,8 +371,12 @@ def test_no_wait_and_json_are_for_programs(admg_batch: Call, cluster: Cluster) -
     again = json.loads(second.stdout)
     assert second.exit_code == 0 and not again["submitted"] and again["id"] == told["id"]
     assert "Already submitted" in second.stderr and len(cluster.sent) == 1
-    other = admg_batch(*ARGS, "--no-wait", "--max-tokens", 3)
-    assert other.exit_code == 4 and "writes to" in other.output and len(cluster.sent) == 1
+    other = admg_batch(*ARGS, "--max-tokens", 3, "--json")
+    assert other.exit_code == 4 and "writes to" in other.stderr and len(cluster.sent) == 1
+    taken = json.loads(other.stdout)
+    assert (taken["verdict"], taken["submitted"], taken["id"]) == ("taken", False, told["id"])
+    stopped = admg_batch("stop", "--address", "http://head:8265", "another")
+    assert stopped.exit_code == 4 and "runs no job that writes to another" in stopped.stderr
 
 
 @pytest.mark.parametrize(("status", "code", "ours"), [("SUCCEEDED", 0, 0), ("FAILED", 3, 3)])

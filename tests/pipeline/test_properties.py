@@ -26,13 +26,13 @@ from hypothesis import strategies as st
 import pipeline.chunks
 import pipeline.compaction
 from admg.config import EngineConfig, SamplingParams
-from pipeline.blocks import blocks_in_flight, rows_per_block
+from pipeline.blocks import calls_in_flight, rows_per_block, rows_per_call
 from pipeline.chunks import chunks_of
 from pipeline.config import PromptConfig, RunConfig
 from pipeline.key_columns import id_keys, stored_keys
 from pipeline.ledger import read_ledger
 from pipeline.prepare import Prepare
-from pipeline.run import _pending
+from pipeline.run import pending_chunks
 from pipeline.sink import commit
 from pipeline.source import ScannedChunk, open_source
 from pipeline.storage import Store
@@ -123,9 +123,11 @@ def test_blocks_are_small_and_keep_the_batch_full(
     size = rows_per_block(config, rows, gpus, speed)
     assert 1 <= size <= 256
     assert size == 1 or 8 * actors * size <= rows
-    blocks = blocks_in_flight(config, size)
-    assert 2 <= blocks <= 64
-    assert blocks == 64 or (blocks - 1) * size >= 2 * seqs
+    call = rows_per_call(config, size)
+    assert 1 <= call <= min(size, seqs)
+    calls = calls_in_flight(config, call)
+    assert 2 <= calls <= 64
+    assert calls == 64 or (calls - 1) * call >= 2 * seqs
 
 
 def input_table(prompts: dict[str, str]) -> pa.Table:
@@ -174,13 +176,13 @@ def test_pending_is_what_no_committed_row_has(
 
     job = job_of(store)
     recompute = replace(job, config=replace(job.config, on_changed="recompute"))
-    found = _pending(recompute, scanned, ledger, done)
+    found = pending_chunks(recompute, scanned, ledger, done)
     assert [rows for _, rows in found] == [n for n in numbers if n]
     if changed:
         with pytest.raises(ValueError, match=r"have an id that output .* another prompt"):
-            _pending(job, scanned, ledger, done)
+            pending_chunks(job, scanned, ledger, done)
     else:
-        assert len(_pending(job, scanned, ledger, done)) == len(found)
+        assert len(pending_chunks(job, scanned, ledger, done)) == len(found)
 
 
 def scanned_chunk(table: pa.Table) -> ScannedChunk:

@@ -44,7 +44,7 @@ def test_fault_01_the_driver_is_killed_at_the_start_in_the_middle_and_at_the_las
     kill_when(tmp_path, config, slow, lambda: committed(output) >= 3 * BLOCK)
     assert 3 * BLOCK <= committed(output) < ROWS
     hangs = FaultyStandIn(log=log)
-    kill_when(tmp_path, config, hangs, lambda: committed(output) >= ROWS - 2 * BLOCK)
+    kill_when(tmp_path, config, hangs, lambda: committed(output) >= ROWS - 3 * BLOCK)
     assert not (output / "_SUCCESS").exists()
 
     report = run(config, engine_factory=StandIn(log=log))

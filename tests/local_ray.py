@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 def start_ray() -> None:
@@ -16,3 +18,18 @@ def start_ray() -> None:
         log_to_driver=False,
         logging_level=logging.ERROR,
     )
+
+
+@contextmanager
+def ray_for_all() -> Iterator[None]:
+    """One for all runs inside, unless there is one already."""
+    import ray
+
+    started = not ray.is_initialized()
+    if started:
+        start_ray()
+    try:
+        yield
+    finally:
+        if started:
+            ray.shutdown()

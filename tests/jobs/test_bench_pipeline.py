@@ -15,7 +15,7 @@ from jobs.bench.null_engine import NullFactory
 from jobs.bench.null_runs import Say, commit_all, null_config, write_input
 from jobs.bench.pipeline import Sizes
 from pipeline.run import run
-from tests.local_ray import start_ray
+from tests.local_ray import ray_for_all
 
 Call = Callable[..., Result]
 
@@ -23,14 +23,8 @@ Call = Callable[..., Result]
 @pytest.fixture
 def a_ray() -> Iterator[None]:
     """A Ray for all runs of one test, unless there is one already."""
-    import ray
-
-    started = not ray.is_initialized()
-    if started:
-        start_ray()
-    yield
-    if started:
-        ray.shutdown()
+    with ray_for_all():
+        yield
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from pipeline.lease import LeaseTimes, hold
 from pipeline.run import RunReport, run
 from pipeline.storage import Store
 from tests.jobs.test_dry_run import files_below
-from tests.local_ray import start_ray
+from tests.local_ray import ray_for_all
 from tests.pipeline.standin import REFUSED, ByteTokenizer, StandIn, expected
 
 DAY = date(2026, 11, 20)
@@ -36,14 +36,8 @@ MAX_TOKENS = 8
 @pytest.fixture(scope="module")
 def a_ray() -> Iterator[None]:
     """A Ray for all runs of this file, unless there is one already."""
-    import ray
-
-    started = not ray.is_initialized()
-    if started:
-        start_ray()
-    yield
-    if started:
-        ray.shutdown()
+    with ray_for_all():
+        yield
 
 
 pytestmark = pytest.mark.usefixtures("a_ray")

@@ -20,7 +20,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from jobs.bench.machine import commit
 from pipeline.config import RunConfig
 from tests.pipeline.faults.oracle import config_of, prompts
 from tests.pipeline.faults.processes import ROOT
@@ -182,6 +181,8 @@ def main() -> int:
     shown |= {"driver_mebibytes": by_quarter(soak.record["memory"])}
     print(json.dumps({"exit_code": code, **shown}))
     if given.record is not None:
+        from jobs.bench.machine import commit  # with torch, which the driver should do without
+
         about = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "commit": commit()}
         sizes = {k: v for k, v in vars(given).items() if k not in ("folder", "record", "drive")}
         record = {"program": DRIVER, **sizes, **about, "exit_code": code, **shown}

@@ -5,10 +5,10 @@ Reading it back gives the same configuration, from any folder: its paths are abs
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from admg.draft_rules import DropRule, WindowRule
+from jobs.submission import absolute
 from pipeline.config import RunConfig
 
 _ENGINE = (

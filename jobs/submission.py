@@ -165,12 +165,12 @@ def parse_logical_date(text: str) -> date:
         ValueError: it is none.
     """
     try:
-        day = date.fromisoformat(text)
-        if day.isoformat() == text:
-            return day
+        day: date | None = date.fromisoformat(text)
     except ValueError:
-        pass  # said below, in the words for every text that is no date
-    raise ValueError(f"--logical-date is {text!r}: it must be a date as 2026-11-21")
+        day = None
+    if day is None or day.isoformat() != text:
+        raise ValueError(f"--logical-date is {text!r}: it must be a date as 2026-11-21")
+    return day
 
 
 def absolute(path: str) -> str:

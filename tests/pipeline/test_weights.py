@@ -127,6 +127,7 @@ def test_a_copy_that_was_killed_is_made_again(
     assert {f.name for f in cache.iterdir()} == {folder.name, f".{folder.name}.lock"}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_run_with_a_model_in_a_bucket_goes_on_with_the_same_model_in_a_folder(
     s3: S3Server, tiny_chat_model: Path, tmp_path: Path, cache: Path

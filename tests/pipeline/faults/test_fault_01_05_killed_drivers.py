@@ -23,6 +23,7 @@ from tests.pipeline.standin import StandIn
 ROWS, BLOCK = 96, 4
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("batch", [8, pytest.param(2, marks=pytest.mark.slow)])
 def test_fault_01_the_driver_is_killed_at_the_start_in_the_middle_and_at_the_last_block(

@@ -70,6 +70,17 @@ def test_each_line_of_a_log_is_shown_once(breaks: tuple[int, ...]) -> None:
     assert job.code == 3 and client.tails == len(breaks) + 1
 
 
+def test_a_log_that_nobody_reads_any_more_is_no_fault_of_the_cluster() -> None:
+    client = Client()
+
+    def write(_: str) -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    with pytest.raises(BrokenPipeError):
+        RayJobs(client).follow("a", write)  # type: ignore[arg-type]
+    assert client.tails == 1
+
+
 def test_a_cluster_that_does_not_come_back_is_given_up() -> None:
     client, shown = Client(*[2] * 100), []
     with pytest.raises(Failure, match=r"no Ray cluster answers at http://.*head:8265") as caught:

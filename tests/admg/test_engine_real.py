@@ -143,8 +143,8 @@ def test_greedy_over_32_prompts(model, oracle, prompts, eos) -> None:
     [
         (1, 4, "nucleus", range(0, 32, 16)),
         (4, 12, "temperature", range(0, 32, 6)),
-        (8, 4, "temperature", range(28, -1, -4)),
-        (4, 8, "nucleus", range(2, 32, 6)),
+        pytest.param(8, 4, "temperature", range(28, -1, -4), marks=pytest.mark.slow),
+        pytest.param(4, 8, "nucleus", range(2, 32, 6), marks=pytest.mark.slow),
     ],
 )
 def test_sampling_is_plain_sampling(

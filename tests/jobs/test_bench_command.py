@@ -75,6 +75,7 @@ def test_every_system(admg_batch: Call, common: list[object], tmp_path: Path) ->
 
 
 @pytest.mark.timeout(400)
+@pytest.mark.slow
 def test_drops(admg_batch: Call, common: list[object], tmp_path: Path) -> None:
     file = tmp_path / "record.json"
     options = ["--drop", 0, "--drop", 3, "--draft-tokens", 2, "--batch", 2, "--repeats", 2]

@@ -198,8 +198,8 @@ class DraftConfig:
         return WINDOW_SHARES if free else ()
 
     def with_share(self, share: float) -> DraftConfig:
-        """With this share of KV heads limited, where windows are configured."""
-        if self.windows is None:
+        """With this share of KV heads limited, where it is the controller's to choose."""
+        if not self.window_shares or self.windows is None:
             return self
         return replace(self, windows=replace(self.windows, share=share))
 

@@ -198,11 +198,8 @@ class Controller:
 
         The drafts have up to `most` tokens.
         """
-        count, shares = max(count, 1), list(self.own) or [0.0]
-        if len(shares) == 1:
-            return shares[0]
         return max(
-            shares,
+            self.own,
             key=lambda share: max(
                 self._own_rate(share, count, context, k, self._own_chance(share))
                 for k in range(1, most + 1)

@@ -280,11 +280,11 @@ class Engine:
 
     def _choose_share(self) -> None:
         """For the plans that are made now; those that there are stay as they are."""
-        running = self._scheduler.running
-        if self._drafting is None or not self._config.draft.window_shares or not running:
+        free, running = self._config.draft, self._scheduler.running
+        if self._drafting is None or not free.window_shares or not self._draft.self_drafts:
             return
         context = sum(s.prompt_length for s in running) / len(running)
-        self._draft = self._draft.with_share(self._drafting.window_share(len(running), context))
+        self._draft = free.with_share(self._drafting.window_share(len(running), context))
 
     def _verify(self, sequences: list[Sequence], draft: Draft) -> list[Verdict]:
         config = self._draft

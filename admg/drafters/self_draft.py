@@ -97,6 +97,8 @@ class SelfDrafter:
     def draft(self, sequences: list[Sequence], limits: list[int], draft: Draft) -> None:
         """Append draft tokens for each sequence, up to its limit or its own exit."""
         active = [i for i, limit in enumerate(limits) if limit > 0]
+        if not active:
+            return
         fill = fills([_filling(s) for s in sequences], self._model.dtype)
         while active:
             self._extend(draft, sequences, active, fill)

@@ -21,6 +21,7 @@ from admg.pass_cost import PassCost
 from admg.plan import DraftPlan
 from admg.request import Request
 from admg.sequence import Sequence
+from admg.warm_up import WarmUp
 from tests.admg.decoding import (
     assert_identical,
     decode,
@@ -237,6 +238,23 @@ def test_plans_of_every_share_side_by_side(
     )
     assert seen >= {(0.0, False), (0.5, True), (0.75, True), (0.9, True)}
     assert sum(done[k].stats.drafter_tokens.get("admg", 0) for k in keys) > 0
+
+
+@pytest.mark.parametrize("rule", [WindowRule(share=0.5), WindowRule(threshold=0.9)])
+def test_limits_that_are_given_are_what_the_warm_up_times(
+    model: Transformer, monkeypatch: pytest.MonkeyPatch, rule: WindowRule
+) -> None:
+    timed = []
+
+    def own_pass(self: WarmUp, *_: int) -> float:
+        timed.append(self.plan.window_share)
+        return 1e-3
+
+    monkeypatch.setattr(WarmUp, "own_pass", own_pass)
+    draft = drafting(0, drafter="auto", windows=rule)
+    (prompt,) = random_prompts(model.config.vocab_size, [20])
+    decode(model, requests_for([prompt], SamplingParams(max_tokens=4)), engine_config(draft))
+    assert set(timed) == {0.5}, "what is limited by a threshold is taken for a half"
 
 
 def test_a_share_is_chosen_by_nobody_else() -> None:

@@ -11,6 +11,7 @@ from math import inf
 from typing import Literal
 
 from admg.config import EngineConfig, SamplingParams
+from admg.draft_rules import refuse
 from pipeline.template import Template
 
 PromptMode = Literal["raw", "chat", "template"]
@@ -19,11 +20,6 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 OnChanged = Literal["refuse", "recompute"]
 
 _PARAMETERS = tuple(parameter.name for parameter in fields(SamplingParams))
-
-
-def _refuse(condition: bool, name: str, value: object, right: str) -> None:
-    if condition:
-        raise ValueError(f"{name} is {value!r}: it must be {right}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +46,16 @@ class PromptConfig:
 
     def __post_init__(self) -> None:
         modes = ("raw", "chat", "template")
-        _refuse(not self.column, "prompt.column", self.column, "the name of a column")
-        _refuse(self.mode not in modes, "prompt.mode", self.mode, "raw, chat or template")
+        refuse(not self.column, "prompt.column", self.column, "the name of a column")
+        refuse(self.mode not in modes, "prompt.mode", self.mode, "raw, chat or template")
         policies = ("error", "truncate-left", "truncate-right")
-        _refuse(self.on_long not in policies, "prompt.on_long", self.on_long, ", ".join(policies))
+        refuse(self.on_long not in policies, "prompt.on_long", self.on_long, ", ".join(policies))
         missing = self.mode == "template" and self.template is None
-        _refuse(missing, "prompt.template", None, "given in template mode")
+        refuse(missing, "prompt.template", None, "given in template mode")
         unused = self.mode == "raw" and self.template is not None
-        _refuse(unused, "prompt.mode", self.mode, "template or chat where a template is given")
+        refuse(unused, "prompt.mode", self.mode, "template or chat where a template is given")
         lonely = self.system is not None and self.mode != "chat"
-        _refuse(lonely, "prompt.system", self.system, "left out unless prompt.mode is chat")
+        refuse(lonely, "prompt.system", self.system, "left out unless prompt.mode is chat")
         if self.template is not None:
             Template.parse(self.template)
 
@@ -122,44 +118,44 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         strings = isinstance(self.input, tuple) and all(isinstance(i, str) for i in self.input)
-        _refuse(not strings, "input", self.input, "a tuple of paths")
-        _refuse(not self.input or "" in self.input, "input", self.input, "at least one path")
-        _refuse(not self.output, "output", self.output, "a folder or a URI")
-        _refuse(not self.model, "model", self.model, "a folder with a checkpoint")
-        _refuse(not self.id_column, "id_column", self.id_column, "the name of a column")
+        refuse(not strings, "input", self.input, "a tuple of paths")
+        refuse(not self.input or "" in self.input, "input", self.input, "at least one path")
+        refuse(not self.output, "output", self.output, "a folder or a URI")
+        refuse(not self.model, "model", self.model, "a folder with a checkpoint")
+        refuse(not self.id_column, "id_column", self.id_column, "the name of a column")
         twice = len(set(self.keep)) < len(self.keep)
-        _refuse(twice, "keep", self.keep, "columns named once each")
-        _refuse(self.id_column in self.keep, "keep", self.keep, "without the id column")
-        _refuse(self.actors < 1, "actors", self.actors, "at least 1")
-        _refuse(
+        refuse(twice, "keep", self.keep, "columns named once each")
+        refuse(self.id_column in self.keep, "keep", self.keep, "without the id column")
+        refuse(self.actors < 1, "actors", self.actors, "at least 1")
+        refuse(
             self.gpus_per_actor is not None and not 0 <= self.gpus_per_actor < inf,
             "gpus_per_actor",
             self.gpus_per_actor,
             "0 or more",
         )
         dtypes = ("auto", "float32", "bfloat16", "float16")
-        _refuse(self.dtype not in dtypes, "dtype", self.dtype, ", ".join(dtypes))
+        refuse(self.dtype not in dtypes, "dtype", self.dtype, ", ".join(dtypes))
         policies = ("refuse", "recompute")
-        _refuse(self.on_changed not in policies, "on_changed", self.on_changed, ", ".join(policies))
+        refuse(self.on_changed not in policies, "on_changed", self.on_changed, ", ".join(policies))
         rows = self.max_rows_per_file
-        _refuse(rows < 0, "max_rows_per_file", rows, "0 or more")
+        refuse(rows < 0, "max_rows_per_file", rows, "0 or more")
         if self.rows_per_block is not None:
-            _refuse(self.rows_per_block < 1, "rows_per_block", self.rows_per_block, "at least 1")
+            refuse(self.rows_per_block < 1, "rows_per_block", self.rows_per_block, "at least 1")
         if self.stall_seconds is not None:
-            _refuse(self.stall_seconds <= 0, "stall_seconds", self.stall_seconds, "above 0")
-        _refuse(self.max_crashes < 1, "max_crashes", self.max_crashes, "at least 1")
+            refuse(self.stall_seconds <= 0, "stall_seconds", self.stall_seconds, "above 0")
+        refuse(self.max_crashes < 1, "max_crashes", self.max_crashes, "at least 1")
         unknown = sorted(set(self.row_parameters) - set(_PARAMETERS))
-        _refuse(bool(unknown), "row_parameters", unknown, f"some of {', '.join(_PARAMETERS)}")
+        refuse(bool(unknown), "row_parameters", unknown, f"some of {', '.join(_PARAMETERS)}")
         repeated = len(set(self.row_parameters)) < len(self.row_parameters)
-        _refuse(repeated, "row_parameters", self.row_parameters, "parameters named once each")
+        refuse(repeated, "row_parameters", self.row_parameters, "parameters named once each")
         patience = self.storage_patience_seconds
-        _refuse(not patience >= 0, "storage_patience_seconds", patience, "0 or more")
-        _refuse(not 0 <= self.audit <= 1, "audit", self.audit, "a share of the rows, 0 to 1")
+        refuse(not patience >= 0, "storage_patience_seconds", patience, "0 or more")
+        refuse(not 0 <= self.audit <= 1, "audit", self.audit, "a share of the rows, 0 to 1")
         plain = self.engine.draft.drafter == "none"
-        _refuse(self.audit > 0 and plain, "audit", self.audit, "0 where nothing is drafted")
+        refuse(self.audit > 0 and plain, "audit", self.audit, "0 where nothing is drafted")
         for name in ("row_deadline_seconds", "token_deadline_seconds"):
             # Not "at most 0": nan is neither.
-            _refuse(not getattr(self, name) > 0, name, getattr(self, name), "above 0")
+            refuse(not getattr(self, name) > 0, name, getattr(self, name), "above 0")
 
     @property
     def columns(self) -> tuple[str, ...]:

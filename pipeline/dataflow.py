@@ -14,6 +14,7 @@ from pipeline.audit import Audit
 from pipeline.blocks import measured_speed
 from pipeline.chunks import Chunk
 from pipeline.cluster import Cluster, connected, data_context
+from pipeline.counters import Board
 from pipeline.decode import Decode
 from pipeline.errors import PipelineError
 from pipeline.factory import ModelFactory
@@ -24,7 +25,7 @@ from pipeline.layout import LIGHT, Layout, layout_of, patience
 from pipeline.ledger import Ledger, read_ledger
 from pipeline.oversight import Oversight
 from pipeline.prepare import Prepare
-from pipeline.progress import Board, Tracker, Watch, ratio
+from pipeline.progress import Tracker, Watch, ratio
 from pipeline.quarantine import Rules
 from pipeline.reasons import is_shrunk, reason_of
 from pipeline.shared import Shared, ToBoard

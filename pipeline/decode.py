@@ -22,12 +22,12 @@ from admg.config import SamplingParams
 from admg.request import Completion, Request
 from pipeline.attempts import Deaths
 from pipeline.audit import Audit, compared
+from pipeline.counters import Counters
 from pipeline.engine_loop import EngineLoop
 from pipeline.errors import MODEL_OUTPUT_INVALID, RowError
 from pipeline.factory import EngineFactory, EngineLike
 from pipeline.parameters import laws_of, parameters_in
 from pipeline.priority import take_precedence
-from pipeline.progress import Counters
 from pipeline.schema import (
     ERROR_CODE,
     ERROR_MESSAGE,

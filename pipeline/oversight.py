@@ -14,7 +14,7 @@ from typing import Any
 
 import ray
 
-from pipeline.progress import Reading
+from pipeline.counters import Reading
 
 _KEY = "admg_batch.oversight"
 _LOOK_SECONDS = 2.0

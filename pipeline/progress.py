@@ -9,9 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from pipeline.counters import Board, Counters, Reading
-
-__all__ = ["Board", "Counters", "Phase", "Progress", "Reading", "Tracker", "Watch", "ratio"]
+from pipeline.counters import Counters, Reading
 
 Phase = Literal["checking", "starting", "decoding", "finishing"]
 _ROWS_FOR_A_PACE = 8

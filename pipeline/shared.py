@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar, cast
 
 import ray
 
-from pipeline.progress import Counters
+from pipeline.counters import Counters
 
 T = TypeVar("T")
 

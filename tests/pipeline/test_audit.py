@@ -20,12 +20,12 @@ from admg.stats import SequenceStats
 from pipeline.audit import Audit, compared
 from pipeline.audit_sums import AuditSums
 from pipeline.config import PromptConfig
+from pipeline.counters import Counters
 from pipeline.decode import Decode
 from pipeline.engine_loop import EngineDied, EngineLoop
 from pipeline.factory import EngineFactory, ModelFactory
 from pipeline.keys import row_key
 from pipeline.prepare import Prepare
-from pipeline.progress import Counters
 from pipeline.schema import RowResult, result_columns
 from pipeline.stages import Tokenize
 from pipeline.summary import Summary

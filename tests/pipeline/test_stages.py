@@ -14,12 +14,12 @@ import pytest
 from admg.config import SamplingParams
 from admg.request import Completion, Request
 from pipeline.config import PromptConfig
+from pipeline.counters import Counters
 from pipeline.decode import Decode
 from pipeline.engine_loop import EngineDied, EngineLoop
 from pipeline.factory import EngineLike
 from pipeline.keys import KeySet, as_keys, row_key
 from pipeline.prepare import Prepare
-from pipeline.progress import Counters
 from pipeline.schema import (
     PROMPT,
     PROMPT_TOKEN_IDS,

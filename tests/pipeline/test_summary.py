@@ -9,8 +9,9 @@ import pytest
 
 from admg.request import Completion
 from admg.stats import SequenceStats
+from pipeline.counters import Board, Counters, Reading
 from pipeline.errors import RowError
-from pipeline.progress import Board, Counters, Progress, Reading, Tracker
+from pipeline.progress import Progress, Tracker
 from pipeline.schema import RowResult, result_columns
 from pipeline.summary import Summary
 

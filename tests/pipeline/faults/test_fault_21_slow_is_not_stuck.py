@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.counters import Counters, Reading
 from pipeline.errors import PipelineError
 from pipeline.oversight import Oversight, Shrunk, Stalled
-from pipeline.progress import Counters, Reading
 from pipeline.run import run
 from tests.pipeline.faults.faulty import HANG, FaultyStandIn
 from tests.pipeline.faults.oracle import check_output, config_of, prompts

@@ -82,32 +82,37 @@ class EngineTable(Table):
     token_deadline_seconds: float | None = None
 
 
-class JobFile(Table):
-    """The keys at the top of a job file, and its tables."""
+class AnyJob(Table):
+    """What stands in the job files of all kinds."""
 
-    input: list[str] | None = None
     output: str | None = None
     model: str | None = None
     id_column: str | None = None
     keep: list[str] | None = None
     on_changed: Literal["refuse", "recompute"] | None = None
     retry_failed: bool | None = None
-    row_parameters: list[str] | None = None
     allow_bad_shards: bool | None = None
     storage_patience: float | None = None
     max_rows_per_file: int | None = None
-    prompt: PromptTable = PromptTable()
     sampling: SamplingTable = SamplingTable()
     draft: DraftTable = DraftTable()
     engine: EngineTable = EngineTable()
 
 
-TABLES: dict[str, type[BaseModel]] = {
-    "prompt": PromptTable,
+class JobFile(AnyJob):
+    """The keys at the top of a job file, and its tables."""
+
+    input: list[str] | None = None
+    row_parameters: list[str] | None = None
+    prompt: PromptTable = PromptTable()
+
+
+COMMON_TABLES: dict[str, type[BaseModel]] = {
     "sampling": SamplingTable,
     "draft": DraftTable,
     "engine": EngineTable,
 }
+TABLES: dict[str, type[BaseModel]] = {"prompt": PromptTable, **COMMON_TABLES}
 
 
 def option_names() -> Iterator[str]:

@@ -12,10 +12,9 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pydantic import BaseModel
 
 from jobs.job_file import (
-    DraftTable,
-    EngineTable,
+    COMMON_TABLES,
+    AnyJob,
     JobFile,
-    SamplingTable,
     Table,
     place_beside,
     read_toml,
@@ -53,30 +52,17 @@ class QualityTable(Table):
     alarm_share: float = 0.01
 
 
-class NightlyFile(Table):
+class NightlyFile(AnyJob):
     """The keys at the top of a nightly job file, and its tables."""
 
     input: str | None = None
-    output: str | None = None
-    model: str | None = None
-    id_column: str | None = None
-    keep: list[str] | None = None
-    on_changed: Literal["refuse", "recompute"] | None = None
-    retry_failed: bool | None = None
-    allow_bad_shards: bool | None = None
-    storage_patience: float | None = None
-    max_rows_per_file: int | None = None
     nightly: NightlyTable = NightlyTable()
     summary: SummaryTable = SummaryTable()
     quality: QualityTable = QualityTable()
-    sampling: SamplingTable = SamplingTable()
-    draft: DraftTable = DraftTable()
-    engine: EngineTable = EngineTable()
 
     def job(self) -> JobFile:
         """The ordinary job file in it; its input and output are the folders of all dates."""
-        names = JobFile.model_fields.keys() & NightlyFile.model_fields.keys()
-        values: dict[str, Any] = {name: getattr(self, name) for name in names}
+        values: dict[str, Any] = {name: getattr(self, name) for name in AnyJob.model_fields}
         values["input"] = None if self.input is None else [self.input]
         return JobFile.model_construct(**values)
 
@@ -86,9 +72,7 @@ TABLES: dict[str, type[BaseModel]] = {
     "summary": SummaryTable,
     "summary.examples": ExampleTable,
     "quality": QualityTable,
-    "sampling": SamplingTable,
-    "draft": DraftTable,
-    "engine": EngineTable,
+    **COMMON_TABLES,
 }
 
 

@@ -16,6 +16,7 @@ from jobs.report.gathered import Layers, Positions, members
 from jobs.report.svg import INK, MUTED, SERIES, figure, svg
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.axis import Axis
 
 _FEWEST_POINTS, _MOST_POINTS = 3, 400
@@ -50,29 +51,32 @@ def _edges(values: np.ndarray, least_width: float) -> np.ndarray:
     return low - width / 2 + width * np.arange(int((high - low) / width) + 2)
 
 
+def _histogram(ax: Axes, values: np.ndarray, least_width: float, color: str, what: str) -> None:
+    edges = _edges(values, least_width)
+    ax.hist(values.clip(edges[0], edges[-1]), edges, color=color, rwidth=0.92)
+    ax.set(xlabel=what, ylabel="rows")
+    _whole(ax.yaxis)
+
+
+def _spread(values: np.ndarray) -> str:
+    low, middle, high = np.quantile(values, (0.05, 0.5, 0.95))
+    return f"Median {middle:.2f}; 90 % of the rows between {low:.2f} and {high:.2f}."
+
+
 def speedups(rows: pa.Table) -> Plot | None:
     """How many rows have which speedup."""
     values = numbers(rows, "speedup")
     if len(values) < _FEWEST_POINTS:
         return None
-    slower = (values < 1).mean()
     with figure("speedup") as (drawn, ax):
-        edges = _edges(values, 0.01)
-        ax.hist(values.clip(edges[0], edges[-1]), edges, color=SERIES[0], rwidth=0.92)
+        _histogram(ax, values, 0.01, SERIES[0], "speedup of a row, decoding")
         ax.axvline(1.0, color=INK, linewidth=1.2, linestyle=(0, (3, 2)))
         ax.annotate("plain", (1.0, 1.0), (3, -2), ("data", "axes fraction"), "offset points",
                     color=INK, va="top")  # fmt: skip
-        ax.set(xlabel="speedup of a row, decoding", ylabel="rows")
-        _whole(ax.yaxis)
         text = svg("speedup", drawn)
-    low, middle, high = np.quantile(values, (0.05, 0.5, 0.95))
-    return Plot(
-        "speedup",
-        "Speedup",
-        text,
-        f"Median {middle:.2f}; 90 % of the rows between {low:.2f} and {high:.2f}. "
-        f"{100 * slower:.0f} % of the rows were slower than plain decoding would have been.",
-    )
+    slower = f"{100 * (values < 1).mean():.0f} % of the rows were slower"
+    said = f"{_spread(values)} {slower} than plain decoding would have been."
+    return Plot("speedup", "Speedup", text, said)
 
 
 def acceptance(rows: pa.Table) -> Plot | None:
@@ -81,19 +85,10 @@ def acceptance(rows: pa.Table) -> Plot | None:
     if len(values) < _FEWEST_POINTS:
         return None
     with figure("acceptance") as (drawn, ax):
-        edges = _edges(values, 0.02)
-        ax.hist(values.clip(edges[0], edges[-1]), edges, color=SERIES[1], rwidth=0.92)
-        ax.set(xlabel="tokens per pass of the full model", ylabel="rows")
-        _whole(ax.yaxis)
+        _histogram(ax, values, 0.02, SERIES[1], "tokens per pass of the full model")
         text = svg("acceptance", drawn)
-    low, middle, high = np.quantile(values, (0.05, 0.5, 0.95))
-    return Plot(
-        "acceptance",
-        "Mean acceptance length",
-        text,
-        f"Median {middle:.2f}; 90 % of the rows between {low:.2f} and {high:.2f}. Plain decoding "
-        "commits 1 token per pass.",
-    )
+    said = f"{_spread(values)} Plain decoding commits 1 token per pass."
+    return Plot("acceptance", "Mean acceptance length", text, said)
 
 
 def by_position(positions: Positions) -> Plot | None:

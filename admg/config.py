@@ -10,7 +10,15 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
-from admg.draft_rules import WINDOW_SHARES, DropRule, WindowRule, refuse
+from admg.draft_rules import (
+    WINDOW_SHARES,
+    DropRule,
+    ExitRule,
+    LayerSets,
+    SearchedSets,
+    WindowRule,
+    refuse,
+)
 
 Verification = Literal["shared", "token", "block"]
 SimilarityMean = Literal["mean", "last", "decay"]
@@ -85,7 +93,8 @@ class DraftConfig:
     measured cost and acceptance. `draft_tokens` is the longest draft of a round ("auto" may copy
     longer ones).
     `exit_threshold` (None: off) is the start value of Draft & Verify's adaptive confidence exit,
-    kept per sequence. `similarity_decay` weighs the prompt's tokens in the "decay" mean.
+    kept per sequence, and `exit` says how it adapts. `sets`, for comparison, take the place of what
+    `drop` says. `similarity_decay` weighs the prompt's tokens in the "decay" mean.
     `hole_filling` puts the running mean of a dropped layer's verified output in its place, in
     which a token weighs `hole_filling_decay` of the one after it. `remake_after` (None: off) is
     the number of verified tokens after which the layers to drop are chosen anew, by them.
@@ -113,6 +122,8 @@ class DraftConfig:
     lookup_store_tokens: int = 65_536
     lookup_tail: int = 0
     windows: WindowRule | None = None
+    exit: ExitRule = field(default_factory=ExitRule)
+    sets: LayerSets | None = None
 
     def __post_init__(self) -> None:
         refuse(
@@ -171,8 +182,22 @@ class DraftConfig:
         chosen = self.windows is not None and self.windows.share == "auto"
         right = "a share, or the drafter auto, which chooses it"
         refuse(chosen and self.drafter != "auto", "window_share", "auto", right)
+        if self.sets is not None:
+            self._refuse_beside_sets()
+        # Rejected drafts leave their mark on the text, so that would depend on other rows too.
+        other = self.by_rejection and self.exit.carry
+        refuse(other, "exit_carry", True, "false unless verification is shared")
+        other = self.by_rejection and isinstance(self.sets, SearchedSets)
+        refuse(other, "sets", "a search", "left out unless verification is shared")
         if not self.self_drafts:
             self._refuse_own()
+
+    def _refuse_beside_sets(self) -> None:
+        why = "where sets choose the sub-layers"
+        refuse(self.drafter != "admg", "drafter", self.drafter, f"admg {why}")
+        refuse(self.remake_after is not None, "remake_after", self.remake_after, f"off {why}")
+        refuse(self.windows is not None, "windows", self.windows, f"off {why}")
+        refuse(bool(self.drop.mlps), "mlps", list(self.drop.mlps), f"left out {why}")
 
     def _refuse_own(self) -> None:
         why = f"with the drafter {self.drafter!r}, which does not draft with the model"
@@ -207,6 +232,17 @@ class DraftConfig:
     def self_drafts(self) -> bool:
         """Whether the model's own sub-network may draft."""
         return self.drafter in ("admg", "auto")
+
+    @property
+    def order_dependent(self) -> bool:
+        """Whether statistics of a sequence depend on others (its tokens never do, shared noise).
+
+        They do where drafts go by what was decoded before, or by measured time.
+        """
+        copies = self.drafter == "ngram" and self.lookup_store_tokens > 0
+        carries = self.self_drafts and self.exit_threshold is not None and self.exit.carry
+        searches = isinstance(self.sets, SearchedSets)
+        return self.drafter == "auto" or copies or carries or searches
 
     @property
     def by_rejection(self) -> bool:

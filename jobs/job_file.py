@@ -63,6 +63,7 @@ class DraftTable(Table):
     verification: Verification | None = None
     hole_filling: bool | None = None
     remake_after: int | None = None
+    remake_every: int | None = None
     draft_weights: DraftWeights | None = None
     lookup_store_tokens: int | None = None
     lookup_tail: int | None = None
@@ -76,6 +77,7 @@ class EngineTable(Table):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
     actors: int | None = None
     gpus_per_actor: float | None = None
+    threads: int | None = None
     rows_per_block: int | None = None
     max_crashes: int | None = None
     row_deadline_seconds: float | None = None

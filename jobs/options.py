@@ -196,6 +196,12 @@ _engine = [
     ),
     option(
         ENGINE,
+        "--threads",
+        type=int,
+        help="CPU threads of one actor.  [default: its share of the machine's cores]",
+    ),
+    option(
+        ENGINE,
         "--rows-per-block",
         type=int,
         help="Rows that are committed together.  [default: what takes a few minutes]",

@@ -130,7 +130,7 @@ def run_config(flags: Mapping[str, Any], job: JobFile, source: str | None = None
     top["storage_patience"] = "storage_patience_seconds"
     return values.build(
         RunConfig,
-        top | _same("actors", "gpus_per_actor", "dtype", "rows_per_block"),
+        top | _same("actors", "gpus_per_actor", "threads", "dtype", "rows_per_block"),
         prompt=_prompt(values),
         sampling=values.build(SamplingParams, law),
         engine=engine,
@@ -161,7 +161,7 @@ def _draft(values: _Values) -> DraftConfig:
     if windows := _windows(values):
         drop["windows"] = windows
     keys = _same("drafter", "draft_tokens", "exit_threshold", "similarity", "verification")
-    keys |= _same("hole_filling", "remake_after", "draft_weights")
+    keys |= _same("hole_filling", "remake_after", "remake_every", "draft_weights")
     keys |= _same("lookup_store_tokens", "lookup_tail")
     return values.build(DraftConfig, keys, **drop)
 

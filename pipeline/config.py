@@ -86,7 +86,8 @@ class RunConfig:
     `row_parameters` are sampling parameters that rows may have of their own, in input columns of
     these names. `allow_bad_shards` leaves out shards that cannot be used. Storage that throttles,
     hangs or is full is tried again for `storage_patience_seconds`. A share `audit` of the rows is
-    decoded again plainly, to compare texts and times.
+    decoded again plainly, to compare texts and times. An engine on CPUs computes with `threads`
+    (None: the actors of a machine share its cores).
 
     Raises:
         ValueError: a value outside its range, by name.
@@ -115,6 +116,7 @@ class RunConfig:
     token_deadline_seconds: float = 2.0
     stall_seconds: float | None = None
     audit: float = 0.0
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         strings = isinstance(self.input, tuple) and all(isinstance(i, str) for i in self.input)
@@ -141,6 +143,8 @@ class RunConfig:
         refuse(rows < 0, "max_rows_per_file", rows, "0 or more")
         if self.rows_per_block is not None:
             refuse(self.rows_per_block < 1, "rows_per_block", self.rows_per_block, "at least 1")
+        if self.threads is not None:
+            refuse(self.threads < 1, "threads", self.threads, "at least 1")
         if self.stall_seconds is not None:
             refuse(self.stall_seconds <= 0, "stall_seconds", self.stall_seconds, "above 0")
         refuse(self.max_crashes < 1, "max_crashes", self.max_crashes, "at least 1")

@@ -103,7 +103,8 @@ class ModelTokenizer:
 class ModelFactory:
     """The default: `admg.llm.LLM` on a checkpoint folder, or on one that is copied here first.
 
-    `cpu_share` is how many actors share a machine's CPUs (None on GPUs: torch's own choice).
+    `cpu_share` is how many actors share a machine's CPUs (None on GPUs: torch's own choice), unless
+    the `threads` of each are given.
     `remote` is a model that was given by URI, as it was found; each machine copies it once.
     """
 
@@ -111,6 +112,7 @@ class ModelFactory:
     engine: EngineConfig
     dtype: Dtype = "auto"
     cpu_share: int | None = None
+    threads: int | None = None
     remote: RemoteCheckpoint | None = None
 
     @classmethod
@@ -125,7 +127,7 @@ class ModelFactory:
         patience = Patience(config.storage_patience_seconds)
         remote = remote_checkpoint(config.model, patience)
         path = local_folder(config.model) if remote is None else ""
-        return cls(path, config.engine, config.dtype, remote=remote)
+        return cls(path, config.engine, config.dtype, threads=config.threads, remote=remote)
 
     def _folder(self, *, weights: bool) -> str:
         return str(self.remote.folder(weights=weights)) if self.remote else self.path
@@ -159,8 +161,11 @@ class ModelFactory:
 
         from admg.llm import LLM
 
-        if self.cpu_share is not None:
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // self.cpu_share))
+        threads = self.threads
+        if threads is None and self.cpu_share is not None:
+            threads = max(1, len(os.sched_getaffinity(0)) // self.cpu_share)
+        if threads is not None:
+            torch.set_num_threads(threads)
         engine = self.engine
         if max_num_seqs is not None:
             engine = replace(engine, max_num_seqs=max_num_seqs)

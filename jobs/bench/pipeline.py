@@ -47,6 +47,7 @@ class Sizes:
     repeats: int
     rows: int
     committed: int
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         least = {"prompts": 1, "max_tokens": 2, "repeats": 1, "rows": 1, "committed": 1}
@@ -55,6 +56,8 @@ class Sizes:
             if value < low:
                 option = name.replace("_", "-")
                 raise ValueError(f"--{option} is {value}: it must be at least {low}")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"--threads is {self.threads}: it must be at least 1")
 
 
 def measure(model: str, sizes: Sizes, say: Say) -> dict[str, Any]:
@@ -114,6 +117,7 @@ def overhead(folder: Path, model: str, sizes: Sizes, say: Say) -> dict[str, Any]
         prompt=PromptConfig(on_long="truncate-right"),
         sampling=SamplingParams(max_tokens=sizes.max_tokens, ignore_eos=True),
         engine=EngineConfig(draft=DraftConfig(drafter="none")),
+        threads=sizes.threads,
     )
     factory = ModelFactory.of(config)
     limit = check_job(config, factory).limit

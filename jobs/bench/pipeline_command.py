@@ -39,6 +39,11 @@ def _number(name: str, text: str) -> Any:
 @_number("--rows", "Rows of a run whose engine answers at once.")
 @_number("--committed", "Rows that are committed already when a run is resumed.")
 @click.option(
+    "--threads",
+    type=int,
+    help="CPU threads of the engine, alone and in the pipeline.  [default: all cores]",
+)
+@click.option(
     "--model", metavar="DIR", default="demo", help="A Hugging Face folder.  [default: demo]"
 )
 @click.option(

@@ -32,6 +32,7 @@ IDENTITY = {"weights": "w"}
         ({"keep": ("id",)}, "keep"),
         ({"actors": 0}, "actors"),
         ({"gpus_per_actor": -1}, "gpus_per_actor"),
+        ({"threads": 0}, "threads"),
         ({"dtype": "int8"}, "dtype"),
         ({"rows_per_block": 0}, "rows_per_block"),
         ({"audit": 1.5}, "audit"),
@@ -67,6 +68,7 @@ def test_columns_are_those_of_the_template() -> None:
 SPEED_ONLY = [
     {"actors": 3},
     {"gpus_per_actor": 0.5},
+    {"threads": 1},
     {"rows_per_block": 7},
     {"output": "elsewhere"},
     {"input": ("other",)},

@@ -16,11 +16,12 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from admg.batch import RaggedBatch
-from admg.config import EngineConfig
-from admg.kv_arena import KVArena
+from admg.config import DraftConfig, EngineConfig
+from admg.kv_arena import Extent, KVArena
 from admg.learned import Learned
 from admg.learning import PromptObservers
 from admg.model import Transformer
+from admg.prompt_store import PromptStore
 from admg.sequence import Sequence
 
 # Copying fewer tokens gains nothing over computing them in a pass that runs anyway.
@@ -47,20 +48,34 @@ class Prefix:
 
 
 class PrefixCache:
-    """The one prefix that the sequences of this engine share, as far as it is known."""
+    """The one prefix that the sequences of this engine share, as far as it is known.
 
-    def __init__(self, model: Transformer, arena: KVArena, config: EngineConfig) -> None:
+    With a `store`, whole prompts come from there instead, and go there.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        arena: KVArena,
+        config: EngineConfig,
+        store: PromptStore | None = None,
+    ) -> None:
         self._model = model
         self._arena = arena
         self._config = config
         self._prefix: Prefix | None = None
+        self._store = store
+        if store is not None:
+            store.check(config.draft)
 
     def learn(self, prompts: Seq[list[int]]) -> None:
         """Compute the prefix that all these prompts share, unless it is known or short.
 
         Needs free slots for it while it computes; without them nothing changes.
         """
-        if len(prompts) < 2 or (self._prefix and all(map(self._prefix.begins, prompts))):
+        if self._store is not None or len(prompts) < 2:
+            return
+        if self._prefix and all(map(self._prefix.begins, prompts)):
             return
         most = int(self._arena.num_slots * MAX_SHARE)
         length = min(_shared(prompts), min(map(len, prompts)) - 1, most)
@@ -69,40 +84,59 @@ class PrefixCache:
 
     def fill(self, s: Sequence) -> int:
         """Give a new sequence the prefix, if it begins with it; how many tokens that spares."""
+        if self._store is not None:
+            return self._from_store(self._store, s)
         prefix = self._prefix
         if prefix is None or not prefix.begins(s.tokens):
             return 0
+        self._give(s, prefix, prefix.learned)
+        return s.computed
+
+    def _from_store(self, store: PromptStore, s: Sequence) -> int:
+        tokens = s.tokens[:-1]
+        if not tokens:
+            return 0
+        prefix = store.get(tokens)
+        if prefix is None:
+            prefix = self._computed(tokens, s.extent, store.observe)
+            store.put(prefix)
+        self._give(s, prefix, store.learned(prefix, self._config.draft))
+        return s.computed
+
+    def _give(self, s: Sequence, prefix: Prefix, learned: Learned) -> None:
         self._arena.paste(s.extent, prefix.keys, prefix.values)
         s.computed = len(prefix.tokens)
-        s.learned = prefix.learned
-        if prefix.learned.similarity_sums is not None:
+        s.learned = learned
+        if learned.similarity_sums is not None:
             # A similarity's weights look back from the prompt's end; hole filling ages by itself.
             draft, after = self._config.draft, s.prompt_length - s.computed
             share = {"mean": 1.0, "last": 0.0}.get(draft.similarity, draft.similarity_decay**after)
             s.learned = replace(
-                s.learned,
-                similarity_sums=prefix.learned.similarity_sums * share,
-                similarity_weight=prefix.learned.similarity_weight * share,
+                learned,
+                similarity_sums=learned.similarity_sums * share,
+                similarity_weight=learned.similarity_weight * share,
             )
-        return s.computed
 
     def _compute(self, tokens: list[int]) -> Prefix | None:
         extent = self._arena.allocate(len(tokens))
         if extent is None:
             return None
+        prefix = self._computed(tokens, extent, self._config.draft)
+        self._arena.release(extent)
+        return prefix
+
+    def _computed(self, tokens: list[int], extent: Extent, draft: DraftConfig) -> Prefix:
+        """The prefix of these tokens, computed in an extent."""
         learned = Learned()
         for start in range(0, len(tokens), self._config.prefill_tokens):
             part = tokens[start : start + self._config.prefill_tokens]
             batch = RaggedBatch.build([(part, start, extent)], self._model.device)
             lengths = ([start], [len(part)], [len(tokens)])
-            observers = PromptObservers(
-                self._model, self._config.draft, *lengths, (batch, self._arena)
-            )
+            observers = PromptObservers(self._model, draft, *lengths, (batch, self._arena))
             heads = observers.heads
             self._model.forward(batch, self._arena, observers=observers.all, heads=heads)
             learned = observers.onto(learned, 0)
         keys, values = self._arena.copy(extent, len(tokens))
-        self._arena.release(extent)
         return Prefix(tokens, keys, values, learned)
 
 

@@ -22,8 +22,15 @@ import pytest
 import torch
 import transformers
 
-# Files that take minutes: two processes share the tests, a file at a time, and begin with these.
-LONGEST = ("test_engine_real.py", "test_end_to_end.py")
+# Files that take minutes: a few processes share the tests, a file at a time, and begin with these.
+LONGEST = (
+    "test_end_to_end.py",
+    "test_engine_real.py",
+    "test_interruption.py",
+    "test_fault_01_05_killed_drivers.py",
+    "test_fault_24_25_same_texts.py",
+    "test_bench_command.py",
+)
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -44,8 +51,15 @@ YARN_ROPE = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest files first."""
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    """The longest files first; then those of all folders side by side, so that tests that compute
+    and tests that wait for Ray run together."""
+    files = dict.fromkeys(item.path for item in items)
+    longest = sorted((f for f in files if f.name in LONGEST), key=lambda f: LONGEST.index(f.name))
+    place: dict[Path, float] = {file: i - len(longest) for i, file in enumerate(longest)}
+    for folder in dict.fromkeys(file.parent for file in files):
+        inside = [file for file in files if file.parent == folder and file not in place]
+        place |= {file: i / len(inside) for i, file in enumerate(inside)}
+    items.sort(key=lambda item: place[item.path])
 
 
 @dataclass(frozen=True)

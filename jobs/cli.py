@@ -21,6 +21,7 @@ from jobs.status_command import status
 from jobs.stop_command import stop
 from jobs.submit_command import submit
 from jobs.terminal import plain_option
+from jobs.widened_command import widened
 
 _SETTINGS = {"max_content_width": 96, "help_option_names": ["-h", "--help"]}
 
@@ -50,6 +51,7 @@ main.add_command(bench)
 main.add_command(doctor)
 main.add_command(completion)
 bench.add_command(pipeline)
+prepare.add_command(widened)
 
 
 @main.command(cls=ExampleCommand, example=f"{_PREPARE}\n{_RUN}", notes=EXIT_CODES)

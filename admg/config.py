@@ -97,7 +97,9 @@ class DraftConfig:
     `drop` says. `similarity_decay` weighs the prompt's tokens in the "decay" mean.
     `hole_filling` puts the running mean of a dropped layer's verified output in its place, in
     which a token weighs `hole_filling_decay` of the one after it. `remake_after` (None: off) is
-    the number of verified tokens after which the layers to drop are chosen anew, by them.
+    the number of verified tokens after which the layers to drop are chosen anew, by them, and
+    `remake_every` (None: off) that after which they are chosen again and again, by all verified
+    tokens, of which one weighs `similarity_decay` of the one after it.
     `draft_weights` "int8" and "int4" draft with a smaller form of the model's matrices, held beside
     them. `lookup_store_tokens` of finished sequences are kept for others to copy from (0: each
     sequence looks up in itself alone, so that statistics too depend on nothing else). `lookup_tail`
@@ -118,6 +120,7 @@ class DraftConfig:
     hole_filling: bool = True
     hole_filling_decay: float = 0.9
     remake_after: int | None = None
+    remake_every: int | None = None
     draft_weights: DraftWeights = "full"
     lookup_store_tokens: int = 65_536
     lookup_tail: int = 0
@@ -161,8 +164,9 @@ class DraftConfig:
             self.hole_filling_decay,
             "in (0, 1]",
         )
-        if self.remake_after is not None:
-            refuse(self.remake_after < 1, "remake_after", self.remake_after, "at least 1")
+        for name in ("remake_after", "remake_every"):
+            tokens = getattr(self, name)
+            refuse(tokens is not None and tokens < 1, name, tokens, "at least 1")
         refuse(
             self.lookup_store_tokens != 0 and not 64 <= self.lookup_store_tokens <= 2**24,
             "lookup_store_tokens",
@@ -195,7 +199,8 @@ class DraftConfig:
     def _refuse_beside_sets(self) -> None:
         why = "where sets choose the sub-layers"
         refuse(self.drafter != "admg", "drafter", self.drafter, f"admg {why}")
-        refuse(self.remake_after is not None, "remake_after", self.remake_after, f"off {why}")
+        for name in ("remake_after", "remake_every"):
+            refuse(getattr(self, name) is not None, name, getattr(self, name), f"off {why}")
         refuse(self.windows is not None, "windows", self.windows, f"off {why}")
         refuse(bool(self.drop.mlps), "mlps", list(self.drop.mlps), f"left out {why}")
 
@@ -232,6 +237,11 @@ class DraftConfig:
     def self_drafts(self) -> bool:
         """Whether the model's own sub-network may draft."""
         return self.drafter in ("admg", "auto")
+
+    @property
+    def aging(self) -> float:
+        """What a verified token's similarities weigh of those of the one after it."""
+        return 1.0 if self.remake_every is None else self.similarity_decay
 
     @property
     def order_dependent(self) -> bool:

@@ -3,7 +3,9 @@
 For each choice the expected committed tokens of the round are divided by the modelled seconds of
 its passes (`pass_cost`); the best rate wins. The expectation is that of Leviathan et al.
 (2211.17192, section 3), with an acceptance of its own for a draft's first token. Plain decoding is
-one of the choices and wins ties; the choice never moves a completion under shared noise.
+one of the choices and wins ties; the choice never moves a completion under shared noise. Between
+self-drafts and none the present choice stays until another is clearly better (`standing`); lookup
+is judged afresh in every round, for what it finds is another thing each time.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from admg.drafters.ngram import Proposal
 from admg.explanation import Explanation
 from admg.pass_cost import PassCost
 from admg.sequence import Sequence
+from admg.standing import Standing, keep_share
 
 NONE = Chance(0.0, 0.0)
 # Longest drafts that are weighed against each other.
@@ -89,6 +92,8 @@ class Controller:
     limited: dict[float, Acceptance] = field(default_factory=dict)
     rounds: dict[str, int] = field(default_factory=dict)
     trust: dict[tuple[str, int], float] = field(default_factory=dict)
+    standing: Standing = field(default_factory=Standing)
+    share: float | None = None
     last: Bid | None = None
 
     def choose(
@@ -98,9 +103,13 @@ class Controller:
         count = len(sequences)
         plain = self.target.estimate(count, context)
         best = Bid("plain", Choice.plain(count), count / plain, _margin(count) * count / plain)
+        own = max(self._own_bids(sequences, context), key=lambda b: b.rate, default=None)
+        if own is not None:
+            margin = _margin(count)
+            levels = (margin, margin + 1 - MARGIN)
+            if self.standing.choose(own.rate, best.expected, *levels):
+                best = own
         for bid in self._lookup_bids(sequences, proposals, context, plain):
-            best = max(best, bid, key=lambda b: b.rate)
-        for bid in self._own_bids(sequences, context):
             best = max(best, bid, key=lambda b: b.rate)
         self.rounds[best.name] = self.rounds.get(best.name, 0) + 1
         self.last = best
@@ -196,15 +205,17 @@ class Controller:
     def window_share(self, count: int, context: float, most: int) -> float:
         """The share of KV heads whose limits make drafts of such a batch most worth their time.
 
-        The drafts have up to `most` tokens.
+        The drafts have up to `most` tokens. A share stays until another is clearly better.
         """
-        return max(
-            self.own,
-            key=lambda share: max(
+        rates = {
+            share: max(
                 self._own_rate(share, count, context, k, self._own_chance(share))
                 for k in range(1, most + 1)
-            ),
-        )
+            )
+            for share in self.own
+        }
+        self.share = keep_share(self.share, rates)
+        return self.share
 
     def _own_rate(self, share: float, count: int, context: float, k: int, chance: Chance) -> float:
         """Tokens per second of rounds in which all of a batch draft k tokens."""

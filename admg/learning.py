@@ -87,7 +87,7 @@ class PromptObservers:
             after = replace(after, filling=self._filling.onto(before.filling, segment))
         if self.heads is not None:
             own = [i for i, owner in enumerate(self._owners) if owner == segment]
-            after = _with_units(after, self.heads.similarity[:, own])
+            after = after.with_units(self.heads.similarity[:, own])
         elif after.unit_sums is None:
             after = replace(after, unit_sums=self._no_units)
         return after
@@ -132,15 +132,6 @@ def _limited(
     extents = [batch.segments[owner].extent for owner in owners]
     where = (batch.positions[at], rule.window, arena.num_kv_heads, arena.keys.dtype)
     return LimitedObserver(arena, at, Near.of(extents, *where), sets, ranked)
-
-
-def _with_units(before: Learned, similarity: Tensor) -> Learned:
-    """With the similarities [L, n, K] of further tokens' limited units."""
-    sums = similarity.sum(dim=1)
-    if before.unit_sums is not None:
-        sums = before.unit_sums + sums
-    weight = before.unit_weight + similarity.shape[1]
-    return replace(before, unit_sums=sums, unit_weight=weight)
 
 
 class VerifiedObservers:
@@ -217,7 +208,7 @@ class VerifiedObservers:
         if self.heads is None or verified.start == verified.stop:
             return
         if s.learned.unit_sums is not None:
-            s.learned = _with_units(s.learned, self.heads.similarity[:, verified])
+            s.learned = s.learned.with_units(self.heads.similarity[:, verified], self._draft.aging)
         if s.learned.left_out is not None and s.plan is not None and s.plan.windowed:
             missing = self.heads.left_out[:, verified]
             left_out = s.learned.left_out.over(missing, self._draft.hole_filling_decay)
@@ -225,22 +216,21 @@ class VerifiedObservers:
 
     def _remake(self, s: Sequence, cosines: Tensor) -> None:
         """Add cosines [L, n] of verified tokens; make the plan anew once they are enough."""
-        count, wanted = cosines.shape[1], self._draft.remake_after
-        assert s.learned.similarity_sums is not None and wanted is not None
-        sums = s.learned.similarity_sums + cosines.sum(dim=1)
-        known = replace(
-            s.learned,
-            similarity_sums=sums,
-            similarity_weight=s.learned.similarity_weight + count,
-        )
-        if count and known.similarity_weight < wanted:
+        count, again = cosines.shape[1], self._draft.remake_every
+        known = s.learned.with_similarities(cosines, self._draft.aging)
+        known = replace(known, until_remade=known.until_remade - count)
+        if count and known.until_remade > 0:
             s.learned = known
             return
-        left_out = None if known.left_out is None else known.left_out.anew()
-        s.learned = replace(known, similarity_sums=None, unit_sums=None, left_out=left_out)
         if count and s.plan is not None:
             s.similarity = known.similarity
             s.plan = DraftPlan.of(s.similarity, self._draft, known.units)
+        if count and again is not None:
+            # From one plan to the next few limits change: what they leave out stays about the same.
+            s.learned = replace(known, until_remade=again)
+            return
+        left_out = None if known.left_out is None else known.left_out.anew()
+        s.learned = replace(known, similarity_sums=None, unit_sums=None, left_out=left_out)
 
 
 def _unit_set(plan: DraftPlan | None, num_layers: int, kv_heads: int) -> Tensor:

@@ -59,6 +59,6 @@ def prefill_pass(
         if complete[i]:
             s.similarity = s.learned.similarity
             s.units = s.learned.units
-            remake = draft.remake_after is not None
-            s.learned = s.learned.after_prompt(remake, draft.windows is not None)
+            remade = draft.remake_after or draft.remake_every
+            s.learned = s.learned.after_prompt(remade, draft.windows is not None)
     return list(zip(finished, tokens, strict=True))

@@ -100,6 +100,12 @@ draft_options = [
     ),
     option(
         DRAFT,
+        "--remake-every",
+        type=int,
+        help="Go on choosing them anew, as often as this many verified tokens.  [default: never]",
+    ),
+    option(
+        DRAFT,
         "--draft-weights",
         type=click.Choice(get_args(DraftWeights)),
         help="Draft with the model's matrices in 8 or 4 bits (CPU): pays in small batches.",

@@ -34,7 +34,8 @@ _DROP_HELP = f"Dropped layers. Repeatable.  [default: {', '.join(map(str, _DROPS
 _SYSTEM_HELP = """\
 plain (always there), admg, ngram, auto, transformers, transformers-continuous,
 transformers-lookup, vllm. Variants: admg:drop=8,tokens=4 (also quantile, threshold, exit,
-similarity, verification, fill=0, remake=16, weights=int8, limit=0.5,window=32),
+similarity, verification, fill=0, remake=16, refresh=64, weights=int8, tail=4,
+limit=0.5,window=32),
 auto:store=65536 (lookup in other rows, off here, for a run repeats its prompts),
 transformers:order=length, transformers-lookup:tokens=10. Repeatable."""
 

@@ -74,6 +74,8 @@ _DRAFT: dict[str, Callable[[str], Any]] = {
     "verification": str,
     "fill": _on,
     "remake": int,
+    "refresh": int,
+    "decay": float,
     "weights": str,
     "limit": lambda value: value if value == "auto" else float(value),
     "window": int,
@@ -140,6 +142,8 @@ def draft_config(system: System) -> DraftConfig:
     names |= {
         "fill": "hole_filling",
         "remake": "remake_after",
+        "refresh": "remake_every",
+        "decay": "similarity_decay",
         "weights": "draft_weights",
         "store": "lookup_store_tokens",
         "tail": "lookup_tail",

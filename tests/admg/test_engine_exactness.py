@@ -19,6 +19,7 @@ from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from admg.config import DraftConfig, SamplingParams
+from admg.draft_rules import ExitRule, RandomSets, SearchedSets, WindowRule
 from admg.engine import Engine
 from admg.model import Transformer
 from admg.noise import exponential, position_key, stream, token_hash
@@ -174,7 +175,24 @@ CONFIGURATIONS: dict[str, tuple[DraftConfig, dict[str, Any]]] = {
     "long-drafts": (drafting(1, draft_tokens=16, similarity="decay"), {"max_num_seqs": 8}),
     "holes-left-empty": (drafting(2, hole_filling=False), {"max_num_seqs": 4}),
     "plan-remade": (drafting(2, remake_after=5), {"max_num_seqs": 4, "prefill_tokens": 40}),
+    "plan-remade-again": (
+        drafting(2, remake_after=2, remake_every=3, windows=WindowRule(share=0.4, window=8)),
+        {"max_num_seqs": 4},
+    ),
     "lookup-tail": (drafting(1, draft_tokens=2, lookup_tail=6), {"max_num_seqs": 4}),
+    "draft-and-verify": (
+        drafting(
+            attention=(1, 2),
+            mlps=(3,),
+            hole_filling=False,
+            draft_tokens=8,
+            exit_threshold=0.5,
+            exit=ExitRule(step=0.2, carry=True),
+        ),
+        {"max_num_seqs": 4},
+    ),
+    "random-sets": (drafting(0, sets=RandomSets(2, 1)), {"max_num_seqs": 8}),
+    "searched-sets": (drafting(0, sets=SearchedSets(2, 1, trial_tokens=3)), {"max_num_seqs": 4}),
     "plain": (PLAIN, {"max_num_seqs": 8, "prefill_tokens": 64}),
 }
 

@@ -97,6 +97,7 @@ def test_neighbours(model, requests, reference) -> None:
         drafting(4, keep_first=0, draft_tokens=7),
         drafting(threshold=0.7, similarity="last", draft_tokens=2),
         drafting(1, exit_threshold=0.9, draft_tokens=10),
+        drafting(threshold=0.65, remake_every=4, keep_first=0, keep_last=0),
     ],
 )
 def test_drafter_and_plan(model, requests, reference, draft: DraftConfig) -> None:

@@ -109,7 +109,47 @@ def test_refused_tokens_have_no_say(model: Transformer, monkeypatch: pytest.Monk
         run(model, drafting(2, remake_after=6, **WHOLE))
 
 
-@pytest.mark.parametrize("field", ["remake_after", "hole_filling_decay"])
+@pytest.mark.parametrize("first", [None, 5])
+def test_plans_are_made_again_and_again_from_all_verified_tokens(
+    model: Transformer, first: int | None
+) -> None:
+    """Of which the latest count most; a sequence's plan changes at no other time."""
+    every, decay = 4, 0.8
+    draft = drafting(
+        threshold=0.65, remake_after=first, remake_every=every, similarity_decay=decay, **WHOLE
+    )
+    prompts = random_prompts(model.config.vocab_size, LENGTHS)
+    requests = requests_for(prompts, [LAWS[i % 2] for i in range(len(prompts))])
+    engine = Engine(model, engine_config(draft, max_num_seqs=3), eos_token_ids=[])
+    for request in requests:
+        engine.submit(request)
+    made: dict[str, int] = {}  # by key, the sequence's verified tokens when its plan was made
+    times: dict[str, int] = {}
+    plans: dict[str, set[tuple[int, ...]]] = {}
+    while engine.has_work:
+        engine.step()
+        for s in engine._scheduler.decoding():
+            key, verified = s.request.key, s.computed - s.prompt_length
+            wanted = made[key] + every if key in made else first or every
+            if verified >= wanted:
+                made[key], times[key] = verified, times.get(key, 0) + 1
+            if key not in made:
+                continue
+            assert s.plan is not None
+            end = s.prompt_length + made[key]
+            _, cosines = outputs_and_cosines(model, s.tokens[:end])
+            weights = decay ** torch.arange(made[key] - 1, -1, -1, dtype=torch.float64)
+            expected = (cosines[:, s.prompt_length :] * weights).sum(1) / weights.sum()
+            torch.testing.assert_close(
+                torch.tensor(s.similarity).double(), expected, atol=1e-5, rtol=0
+            )
+            assert s.plan.dropped == choose_dropped(s.similarity, draft.drop)
+            plans.setdefault(key, set()).add(s.plan.dropped)
+    assert min(times.values()) >= 2, "every sequence is long enough for a second plan"
+    assert max(map(len, plans.values())) > 1, "nothing was tested unless some plan changed"
+
+
+@pytest.mark.parametrize("field", ["remake_after", "remake_every", "hole_filling_decay"])
 def test_values_outside_their_range_are_refused_by_name(field: str) -> None:
     with pytest.raises(ValueError, match=field):
         DraftConfig(**{field: 0})

@@ -210,6 +210,30 @@ def test_the_text_is_plain_text(
         assert (round(0.5 * units) in limited) == (long or remake is not None)
 
 
+def test_units_are_ranked_again_and_again(model: Transformer) -> None:
+    """Whole sets change while a sequence is decoded, and what they leave out goes on."""
+    prompts = random_prompts(model.config.vocab_size, LENGTHS)
+    requests = requests_for(prompts, SamplingParams(max_tokens=24, temperature=1.0, seed=2))
+    rule = WindowRule(share=0.5, window=WINDOW)
+    draft = drafting(0, windows=rule, remake_every=4, similarity_decay=0.5)
+    engine = Engine(model, engine_config(draft, max_num_seqs=3), eos_token_ids=[])
+    for request in requests:
+        engine.submit(request)
+    done, plans = {}, {}
+    while engine.has_work:
+        done |= {c.key: c.token_ids for c in engine.step()}
+        for s in engine._scheduler.decoding():
+            assert s.plan is not None and s.learned.unit_weight < 1 / (1 - 0.5)
+            assert s.learned.left_out is not None
+            learned = s.learned.left_out.weight > 0
+            assert learned or s.computed - s.prompt_length <= 4 + draft.draft_tokens
+            if s.plan.windowed:
+                plans.setdefault(s.request.key, set()).add(s.plan.windowed)
+    assert max(map(len, plans.values())) > 2
+    plain = decode(model, requests, engine_config(max_num_seqs=3))
+    assert done == {k: c.token_ids for k, c in plain.items()}
+
+
 def test_a_window_over_everything_drafts_what_is_verified(model: Transformer) -> None:
     prompts = random_prompts(model.config.vocab_size, LENGTHS)
     requests = requests_for(prompts, SamplingParams(max_tokens=12))

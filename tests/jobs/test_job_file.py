@@ -51,6 +51,7 @@ similarity = "last"
 verification = "block"
 hole_filling = false
 remake_after = 16
+remake_every = 64
 draft_weights = "int8"
 drop_mlps = [3, 2]
 lookup_store_tokens = 0
@@ -114,7 +115,7 @@ def test_every_key_reaches_the_configuration(job: Write) -> None:
     assert (draft.drafter, draft.draft_tokens, draft.exit_threshold) == ("admg", 6, 0.6)
     assert (draft.similarity, draft.verification) == ("last", "block")
     assert (draft.hole_filling, draft.remake_after, draft.draft_weights) == (False, 16, "int8")
-    assert draft.windows == WindowRule(share=0.5, window=32)
+    assert (draft.windows, draft.remake_every) == (WindowRule(share=0.5, window=32), 64)
     assert (draft.drop.mlps, draft.lookup_store_tokens) == ((3, 2), 0)
     assert (draft.drop.count, draft.drop.threshold, draft.drop.quantile) == (8, None, None)
     assert (config.engine.max_num_seqs, config.engine.max_model_len) == (8, 2048)

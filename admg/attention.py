@@ -1,15 +1,15 @@
-"""Attention of a ragged batch over the KV arena, in torch operations that run on any device.
+"""Attention of a ragged batch over the KV arena: which way, by the device and by the batch.
 
 Shapes: T tokens, H query heads, K KV heads, G = H/K query heads of one KV head, d head size.
 
 Every query token sees the keys of its own sequence up to its own position: bottom-right causal,
-from lengths. Chosen per segment by its number of tokens:
+from lengths. On CUDA all segments of a pass are the units of one call (`attention_varlen`). On the
+CPU it is chosen per segment by its number of tokens:
 
 - few tokens (decoding, drafting, verification): neighbouring sequences attend in batched matmuls,
   in groups of equal extents or in spans of pages, whichever reads faster here; where some have
   drafts and others have not, the drafts apart where that is cheaper than queries for all;
-- many tokens (prefill): one segment at a time, on CPU in blocks of queries, elsewhere through
-  `scaled_dot_product_attention`.
+- many tokens (prefill): one segment at a time, in blocks of queries.
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from admg.attention_groups import Group
 from admg.attention_pages import Span
-from admg.attention_units import UnitAttention
+from admg.attention_varlen import PackedAttention
 from admg.batch import RaggedBatch, Segment
 from admg.kv_arena import Extent, KVArena
 
@@ -47,6 +46,21 @@ class AttentionPlan:
     short: tuple[Group | Span, ...]
     long: tuple[Segment, ...]
 
+    def attend(self, q: Tensor, layer: int, arena: KVArena) -> Tensor:
+        """Attention output [T, H, d] for queries [T, H, d], not scaled."""
+        q = q * (1.0 / math.sqrt(q.shape[-1]))
+        short = self.short
+        if len(short) == 1 and not self.long and short[0].asking.index == slice(0, len(q)):
+            return short[0].attend(q, layer, arena)
+        out = torch.empty_like(q)
+        for part in short:
+            index = part.asking.index
+            out[index] = part.attend(q[index], layer, arena)
+        for segment in self.long:
+            tokens = slice(segment.first, segment.first + segment.count)
+            out[tokens] = _attend_long(q[tokens], layer, segment, arena)
+        return out
+
 
 def plan_attention(
     batch: RaggedBatch, kv_heads: int, head_dim: int, dtype: torch.dtype
@@ -57,12 +71,11 @@ def plan_attention(
     )
     long = tuple(s for s in batch.segments if s.count > FEW_TOKENS)
     worth = max(GROUP_WORTH // (kv_heads * head_dim), 1)
-    paged = batch.positions.device.type == "cpu"
-    arranged = _arranged(short, worth, paged)
+    arranged = _arranged(short, worth)
     drafts = [_without_first(s) for s in short if s.count > 1]
     if 0 < len(drafts) < len(short):
-        ones = _arranged([replace(s, count=1) for s in short], worth, paged)
-        others = _arranged(drafts, worth, paged)
+        ones = _arranged([replace(s, count=1) for s in short], worth)
+        others = _arranged(drafts, worth)
         if ones.slots + others.slots < arranged.slots:
             arranged = _Arranged([*ones.groups, *others.groups], [*ones.spans, *others.spans])
     groups = (Group.of(batch, group, dtype) for group in arranged.groups)
@@ -72,23 +85,13 @@ def plan_attention(
 
 def attend(q: Tensor, layer: int, batch: RaggedBatch, arena: KVArena) -> Tensor:
     """Attention output [T, H, d] for queries [T, H, d]; keys of this pass are already written."""
-    plan = batch.attention
-    q = q * (1.0 / math.sqrt(q.shape[-1]))
-    if isinstance(plan, UnitAttention):
-        return plan.attend(q, layer, arena)
-    if not isinstance(plan, AttentionPlan):
-        plan = plan_attention(batch, arena.num_kv_heads, q.shape[-1], q.dtype)
-        batch.attention = plan
-    if len(plan.short) == 1 and not plan.long and plan.short[0].asking.index == slice(0, len(q)):
-        return plan.short[0].attend(q, layer, arena)
-    out = torch.empty_like(q)
-    for part in plan.short:
-        index = part.asking.index
-        out[index] = part.attend(q[index], layer, arena)
-    for segment in plan.long:
-        tokens = slice(segment.first, segment.first + segment.count)
-        out[tokens] = _attend_long(q[tokens], layer, segment, arena)
-    return out
+    if batch.attention is None:
+        kv_heads = arena.num_kv_heads
+        if q.device.type == "cuda":
+            batch.attention = PackedAttention.of(batch, kv_heads, q.shape[1] // kv_heads)
+        else:
+            batch.attention = plan_attention(batch, kv_heads, q.shape[-1], q.dtype)
+    return batch.attention.attend(q, layer, arena)
 
 
 def _runs(
@@ -117,8 +120,8 @@ class _Arranged:
     slots: float = 0.0
 
 
-def _arranged(short: Sequence[Segment], worth: int, paged: bool) -> _Arranged:
-    """The cheapest way for segments in the order of their extents; spans only if `paged`."""
+def _arranged(short: Sequence[Segment], worth: int) -> _Arranged:
+    """The cheapest way for segments in the order of their extents."""
     found = _Arranged()
     # Reading as many slots of others as a group is worth costs no more than another group.
     for members in _runs(short, lambda one, other: other.start - one.end <= worth):
@@ -128,8 +131,7 @@ def _arranged(short: Sequence[Segment], worth: int, paged: bool) -> _Arranged:
         )
         slots = members[-1].extent.end - members[0].extent.start
         in_span = PAGED_SHARE * slots * _work(members) + PAGED_FIXED * worth
-        # A span sums its pages in an order that only the CPU keeps from run to run.
-        if in_groups <= in_span or not paged:
+        if in_groups <= in_span:
             found.groups += groups
             found.slots += in_groups
         else:
@@ -148,24 +150,9 @@ def _without_first(s: Segment) -> Segment:
 
 
 def _attend_long(q: Tensor, layer: int, segment: Segment, arena: KVArena) -> Tensor:
+    """Causal attention of q [Q, H, d], scaled already, over the keys that the segment sees."""
     keys, values = (u[:, : segment.kv_length] for u in arena.units(layer, segment.extent, 1))
-    if q.device.type == "cpu":
-        return _attend_blocks(q, keys, values, segment.start)
-    mask = None
-    if segment.start:
-        visible = torch.arange(segment.kv_length, device=q.device)
-        own = torch.arange(segment.start, segment.kv_length, device=q.device)
-        mask = visible <= own[:, None]  # [Q, N]
-    out = F.scaled_dot_product_attention(
-        q.transpose(0, 1)[None],
-        keys[None],
-        values[None],
-        attn_mask=mask,
-        is_causal=mask is None,
-        scale=1.0,
-        enable_gqa=q.shape[1] != arena.num_kv_heads,
-    )
-    return out[0].transpose(0, 1)
+    return _attend_blocks(q, keys, values, segment.start)
 
 
 def _attend_blocks(q: Tensor, keys: Tensor, values: Tensor, start: int) -> Tensor:

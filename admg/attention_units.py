@@ -9,6 +9,7 @@ the arena, the others the pages up to their sequence's length.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -39,10 +40,10 @@ class UnitAttention:
     parts: tuple[Units, ...]
 
     def attend(self, q: Tensor, layer: int, arena: KVArena) -> Tensor:
-        """Attention output [n, H, d] for queries [n, H, d], which are scaled already."""
+        """Attention output [n, H, d] for queries [n, H, d], not scaled."""
         n, heads, d = q.shape
         kv_heads = arena.num_kv_heads
-        folded = q.view(n * kv_heads, heads // kv_heads, d)
+        folded = (q * (1.0 / math.sqrt(d))).view(n * kv_heads, heads // kv_heads, d)
         out = torch.empty_like(folded)
         for part in self.parts:
             part.attend(folded, layer, arena, out)

@@ -12,11 +12,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from admg.kv_arena import Extent
+from admg.kv_arena import Extent, KVArena
+
+
+class PassAttention(Protocol):
+    """How the tokens of one pass attend."""
+
+    def attend(self, q: Tensor, layer: int, arena: KVArena) -> Tensor:
+        """Attention output [T, H, d] for queries [T, H, d], not scaled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +46,13 @@ class Segment:
 class RaggedBatch:
     """One pass: token ids [T] int64, positions [T] int64, and the segments in token order.
 
-    `attention` is the attention backend's own notes for this batch, made once per pass.
+    `attention` is made once per pass, by the attention backend or by who knows better.
     """
 
     token_ids: Tensor
     positions: Tensor
     segments: tuple[Segment, ...]
-    attention: object | None = field(default=None, repr=False)
+    attention: PassAttention | None = field(default=None, repr=False)
     _rows: Tensor | None = field(default=None, repr=False)
 
     @classmethod

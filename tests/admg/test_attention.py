@@ -14,6 +14,7 @@ from torch import Tensor
 from admg.attention import attend, plan_attention
 from admg.attention_groups import Group
 from admg.attention_pages import Span
+from admg.attention_varlen import PackedAttention
 from admg.batch import RaggedBatch
 from admg.kv_arena import Extent, KVArena
 from admg.model import Transformer
@@ -21,6 +22,8 @@ from tests.admg.decoding import load
 
 LAYER = 2
 TOLERANCE = 1e-5
+# Query heads by KV heads.
+HEADS = {1: 4, 2: 4, 3: 3}
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +31,10 @@ def model(llama_checkpoint: Path) -> Transformer:
     return load(llama_checkpoint)
 
 
-@pytest.fixture(params=[(4, 1), (4, 2), (3, 3)], ids=["one-kv-head", "grouped", "ungrouped"])
+@pytest.fixture(params=HEADS, ids=["one-kv-head", "grouped", "ungrouped"])
 def arena(model: Transformer, request: pytest.FixtureRequest) -> KVArena:
     """An arena whose slots all hold large stale values, so that reading one shows."""
-    heads, kv_heads = request.param
+    heads, kv_heads = HEADS[request.param], request.param
     config = replace(model.config, num_heads=heads, num_kv_heads=kv_heads)
     arena = KVArena(config, 4096, torch.float32, "cpu")
     extent = arena.allocate(4096)
@@ -44,10 +47,16 @@ def arena(model: Transformer, request: pytest.FixtureRequest) -> KVArena:
     return arena
 
 
-@pytest.fixture(params=["as-chosen", "groups", "spans"], autouse=True)
+@pytest.fixture(params=["as-chosen", "groups", "spans", "units"], autouse=True)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Which way of attending is taken where there are two."""
-    if request.param != "as-chosen":
+    """Which way of attending is taken where there are several; "units" is that of other devices."""
+    if request.param == "units":
+
+        def units(batch: RaggedBatch, kv_heads: int, *_: object) -> PackedAttention:
+            return PackedAttention.of(batch, kv_heads, HEADS[kv_heads] // kv_heads)
+
+        monkeypatch.setattr("admg.attention.plan_attention", units)
+    elif request.param != "as-chosen":
         share = math.inf if request.param == "groups" else 0.0
         monkeypatch.setattr("admg.attention.PAGED_SHARE", share)
         monkeypatch.setattr("admg.attention.PAGED_FIXED", 0.0)

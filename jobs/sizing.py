@@ -15,30 +15,11 @@ import torch
 from admg.families import ModelConfig, parse_model_config
 from admg.kv_arena import SLOT_GRAIN, bytes_per_slot
 from admg.memory import CUDA_SHARE
+from jobs.devices import Gpu
 
 # What a process on a GPU takes beside weights and cache: the CUDA context and activations.
 OVERHEAD_BYTES = 2e9
 
-
-@dataclass(frozen=True)
-class Gpu:
-    """A GPU by its data sheet: bytes, bytes per second, dense bf16 operations per second."""
-
-    name: str
-    memory: float
-    bandwidth: float
-    flops: float
-
-
-GPUS: dict[str, Gpu] = {
-    g.name: g
-    for g in (
-        Gpu("L40S", 48e9, 0.864e12, 362e12),
-        Gpu("A100-80G", 80e9, 2.039e12, 312e12),
-        Gpu("H100", 80e9, 3.35e12, 989e12),
-        Gpu("H200", 141e9, 4.8e12, 989e12),
-    )
-}
 
 _LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "rms_norm_eps": 1e-5}
 _QWEN2 = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "rms_norm_eps": 1e-6}

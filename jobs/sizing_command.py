@@ -48,7 +48,8 @@ def sizing(
     from pathlib import Path
 
     from admg.families import read_model_config
-    from jobs.sizing import CONTEXTS, GPUS, MODELS, known_model, markdown, table
+    from jobs.devices import GPUS
+    from jobs.sizing import CONTEXTS, MODELS, known_model, markdown, table
 
     unknown = [gpu for gpu in gpus if gpu not in GPUS]
     if unknown:

@@ -17,8 +17,9 @@ import yaml
 from click.testing import CliRunner
 
 from jobs.cli import main
+from jobs.devices import GPUS
 from jobs.nightly.file import read_nightly_file
-from jobs.sizing import GPUS, known_model, sequences
+from jobs.sizing import known_model, sequences
 from jobs.submission import FINGERPRINT, Submission, absolute
 from tests.contracts.deployment import (
     DAY,

@@ -7,13 +7,17 @@ from dataclasses import dataclass, replace
 
 from admg.config import DraftConfig, EngineConfig
 from admg.controller import Choice, Controller
+from admg.draft_rules import SearchedSets
+from admg.drafters.confidence_exit import ExitStart
 from admg.drafters.draft import Draft
 from admg.drafters.ngram import NgramDrafter, Proposal
 from admg.drafters.self_draft import SelfDrafter
 from admg.explanation import Explanation
 from admg.kv_arena import KVArena
+from admg.layer_sets import LayerSearch
 from admg.model import Transformer
 from admg.pass_cost import PassCost
+from admg.plan import DraftPlan
 from admg.sampling import Sampler
 from admg.sequence import Sequence
 
@@ -52,6 +56,7 @@ class Drafting:
         own_costs: dict[float, PassCost],
     ) -> None:
         draft, keep_laws = config.draft, config.draft.by_rejection
+        self._model = model
         self._own: SelfDrafter | None = None
         self._ngram: NgramDrafter | None = None
         if draft.self_drafts:
@@ -66,6 +71,17 @@ class Drafting:
         self._controller: Controller | None = None
         if draft.drafter == "auto":
             self._controller = Controller(cost, own_costs)
+        self._exits: ExitStart | None = None
+        if draft.exit_threshold is not None:
+            self._exits = ExitStart(draft.exit_threshold, draft.exit)
+        self._search: LayerSearch | None = None
+        if isinstance(draft.sets, SearchedSets):
+            self._search = LayerSearch(draft.sets, model.config.num_layers)
+
+    def begin(self, s: Sequence, draft: DraftConfig) -> None:
+        """Give a sequence whose prompt is complete its plan, and its exit if drafts have one."""
+        s.plan = DraftPlan.of(s.similarity, draft, s.units, s.request.key)
+        s.exit = None if self._exits is None else self._exits.begin()
 
     def draft(self, sequences: list[Sequence], context: float, plain: bool) -> Drafted:
         """The drafts of one round; `plain` forbids them, but not their proposals."""
@@ -76,6 +92,8 @@ class Drafting:
             return drafted
         choice = self._choose(sequences, drafted.proposals, context)
         if self._own is not None:
+            if self._search is not None:
+                _plan_anew(sequences, self._search)
             start = time.perf_counter()
             self._own.draft(sequences, choice.own, drafted.draft)
             if self._controller is not None:
@@ -91,11 +109,12 @@ class Drafting:
         self, s: Sequence, drafted: Drafted, i: int, committed: list[int], accepted: int
     ) -> None:
         """Tell what became of sequence i's draft: `accepted` of it, `committed` in all."""
-        if self._controller is None:
-            return
         own = drafted.draft.drafted(i, SelfDrafter.source)
         seen = (min(accepted, own), min(accepted + 1, own)) if own else (0, 0)
-        self._controller.learn(s, drafted.proposals[i], committed, seen)
+        if self._search is not None:
+            self._search.see(*seen)
+        if self._controller is not None:
+            self._controller.learn(s, drafted.proposals[i], committed, seen)
 
     def kv_saved(self, s: Sequence) -> float | None:
         """What `SequenceStats.draft_kv_saved` says of a sequence."""
@@ -105,9 +124,13 @@ class Drafting:
         """Tell that a sequence has ended well."""
         if self._ngram is not None:
             self._ngram.keep(s)
+        if self._exits is not None and s.exit is not None:
+            self._exits.end(s.exit)
 
     def end_round(self, committed: int, seconds: float) -> None:
         """Tell how many tokens the round has committed in all, in so many seconds."""
+        if self._search is not None:
+            self._search.end_round()
         if self._controller is not None:
             self._controller.note(committed, seconds)
 
@@ -118,11 +141,13 @@ class Drafting:
     def own_may_pay(self, most: int) -> bool:
         """Whether self-drafts of up to `most` tokens are worth preparing for; if not, none are.
 
-        Costs are known. A drafter that was asked for by name is not questioned.
+        Costs are known. A drafter that was asked for by name is not questioned. The memory of
+        smaller weights is given back.
         """
         if self._controller is not None and not self._controller.own_may_pay(most):
             self._own = None
             self._controller.own.clear()
+            self._controller.released_bytes = self._model.release_low_bit()
         return self._own is not None
 
     def window_share(self, sequences: int, context: float) -> float:
@@ -142,6 +167,13 @@ class Drafting:
             return self._controller.choose(sequences, proposals, context)
         limits, zeros = [s.draft_limit for s in sequences], [0] * len(sequences)
         return Choice(limits, zeros) if self._own is None else Choice(zeros, limits)
+
+
+def _plan_anew(sequences: list[Sequence], search: LayerSearch) -> None:
+    current = search.current
+    for s in sequences:
+        if s.plan is not None and s.plan.draft_tokens:
+            s.plan = replace(s.plan, dropped=current.attention, dropped_mlps=current.mlps)
 
 
 def _own_model(model: Transformer, draft: DraftConfig) -> Transformer:

@@ -15,7 +15,6 @@ from collections.abc import Sequence as Seq
 from dataclasses import replace
 
 from admg.config import DraftConfig, EngineConfig
-from admg.drafters.confidence_exit import ConfidenceExit
 from admg.drafters.draft import Draft
 from admg.drafters.self_draft import SelfDrafter
 from admg.drafting import Drafted, Drafting
@@ -181,9 +180,7 @@ class Engine:
                 # Else verification would go on learning, from what a shared prefix has taught.
                 s.learned, s.similarity, s.units = Learned(), (), None
             if s.request.draft and self._drafting is not None:
-                s.plan = DraftPlan.of(s.similarity, draft, s.units)
-                if draft.exit_threshold is not None:
-                    s.exit = ConfidenceExit(draft.exit_threshold)
+                self._drafting.begin(s, draft)
             reason = self._commit(s, [token] if token is not None else None)[1]
             if reason is not None:
                 done.append(self._retire(s, reason))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from admg.config import DraftConfig
 from admg.draft_rules import DropRule, WindowRule
+from admg.layer_sets import drawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +36,17 @@ class DraftPlan:
         similarity: Sequence[float],
         draft: DraftConfig,
         units: Sequence[Sequence[float]] | None = None,
+        key: str = "",
     ) -> DraftPlan:
-        """The plan of a sequence whose layers have these similarities [L], and units [L][K]."""
+        """The plan of a sequence whose layers have these similarities [L], and units [L][K].
+
+        Its `key` matters for random sets alone.
+        """
         if not draft.self_drafts:
             return cls((), draft.draft_tokens)
+        if draft.sets is not None:
+            chosen = drawn(draft.sets, len(similarity), key)
+            return cls(chosen.attention, draft.draft_tokens, chosen.mlps)
         dropped = choose_dropped(similarity, draft.drop)
         plan = cls(dropped, draft.draft_tokens, tuple(sorted(draft.drop.mlps)))
         return plan if units is None else plan.limited(units, draft.windows)
@@ -90,11 +98,13 @@ def choose_windowed(
 
 
 def check_layers(draft: DraftConfig, num_layers: int) -> None:
-    """Refuse layers that the model does not have.
+    """Refuse layers that the model does not have, and sets that need more than it has.
 
     Raises:
         ValueError: naming the option and the layer.
     """
+    if draft.sets is not None:
+        draft.sets.allowed(num_layers)
     for name, layers in (
         ("drop_attention", draft.drop.attention or ()),
         ("drop_mlps", draft.drop.mlps),

@@ -42,9 +42,7 @@ def find_device(name: str, dtype: str = "bfloat16") -> Device:
     if name == HERE:
         return measure_device(dtype)
     if name not in GPUS:
-        near = difflib.get_close_matches(name, GPUS, 1, cutoff=0.4)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        raise ValueError(f"device is {name!r}: it must be {HERE} or one of {', '.join(GPUS)}{hint}")
+        raise ValueError(f"device is {name!r}: it must be {HERE} or one of {', '.join(GPUS)}")
     return GPUS[name]
 
 

@@ -94,6 +94,7 @@ class Controller:
     trust: dict[tuple[str, int], float] = field(default_factory=dict)
     standing: Standing = field(default_factory=Standing)
     share: float | None = None
+    released_bytes: int = 0
     last: Bid | None = None
 
     def choose(
@@ -266,6 +267,7 @@ class Controller:
                 for (stored, matched), prior in LOOKUP_PRIOR.items()
             },
             {f"{name} at {size}": trust for (name, size), trust in sorted(self.trust.items())},
+            self.released_bytes,
         )
 
     def _lookup_chance(self, s: Sequence, proposal: Proposal) -> Chance:

@@ -86,7 +86,8 @@ class Transformer:
     CPU is not there twice.
 
     `low_bit` names the weights of a second, smaller form of the model, for drafts: the attribute
-    `low_bit`, which shares all but the matrices and takes `low_bit_bytes` more.
+    `low_bit`, which shares all but the matrices and takes `low_bit_bytes` more. An engine that
+    finds no use for it releases it.
     """
 
     def __init__(
@@ -120,6 +121,12 @@ class Transformer:
             self.low_bit = copy.copy(self)
             self.low_bit._layers, self.low_bit._head = small, smaller(weights.head, None)
             self.low_bit_bytes = sum(p.nbytes for p in products)
+
+    def release_low_bit(self) -> int:
+        """Let the smaller form go, for good; the bytes that it took."""
+        released, self.low_bit_bytes = self.low_bit_bytes, 0
+        self.low_bit = None
+        return released
 
     @classmethod
     def load(

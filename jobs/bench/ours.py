@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,15 +30,22 @@ class Ours:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = load_dtype(request["dtype"], device)
         self._draft = draft_config(System(**request["system"]))
-        self._model = Transformer.load(
-            request["model"], dtype=dtype, device=device, low_bit=self._draft.low_bit
+        self._load = partial(
+            Transformer.load,
+            request["model"],
+            dtype=dtype,
+            device=device,
+            low_bit=self._draft.low_bit,
         )
+        self._model = self._load()
         self._engine: Engine | None = None
         return {}
 
     def prepare(self, cell: dict[str, Any]) -> None:
         """An engine whose arena holds a full batch of the longest sequences; warm it up."""
         self._engine = None  # its arena is freed before the next one is made
+        if self._draft.low_bit is not None and self._model.low_bit is None:
+            self._model = self._load()  # the last cell's controller had no use for small weights
         prompts, batch = cell["prompts"], min(cell["batch"], len(cell["prompts"]))
         length = max(len(p) for p in prompts) + cell["max_tokens"]
         slots = batch * -(-length // SLOT_GRAIN) * SLOT_GRAIN

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
@@ -91,14 +93,25 @@ def test_the_text_is_plain_text(kind: str, verification: str, llama_checkpoint: 
     assert 0 < accepted[kind][0] < accepted[kind][1], "the small weights did not draft"
 
 
-def test_the_controller_gives_them_up_where_they_do_not_pay(
+def test_the_controller_gives_them_back_where_they_do_not_pay(
     llama_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("admg.controller.Controller.own_may_pay", lambda *_: False)
     model = load(llama_checkpoint, "int8")
+    assert model.low_bit is not None
+    small = [weakref.ref(w.qkv._weight) for w in model.low_bit._layers]
+    small.append(weakref.ref(model.low_bit._head._weight))
+    held = model.low_bit_bytes
     requests = requests_for(random_prompts(model.config.vocab_size, LENGTHS), LAWS[0])
     draft = drafting(0, drafter="auto", draft_weights="int8")
-    done = decode(model, requests, engine_config(draft, max_num_seqs=3))
+    engine = Engine(model, engine_config(draft, max_num_seqs=3), eos_token_ids=[])
+    assert all(weight() is not None for weight in small), "nothing is decided before the warm-up"
+    done = {c.key: c for c in engine.generate(requests)}
+    gc.collect()
+    assert all(weight() is None for weight in small), "while the engine lives"
+    assert (model.low_bit, model.low_bit_bytes) == (None, 0)
+    explanation = engine.explain()
+    assert explanation is not None and explanation.released_bytes == held > 0
     plain = decode(model, requests, engine_config(max_num_seqs=3))
     assert {k: c.token_ids for k, c in done.items()} == {k: c.token_ids for k, c in plain.items()}
     assert not any("admg" in c.stats.drafter_tokens for c in done.values())

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +69,7 @@ def _check_model(settings: Settings, texts: Mapping[str, Sequence[str]]) -> Plan
     from admg.checkpoint import load_dtype
     from admg.llm import check_checkpoint
 
-    path = _model_path(settings.model)
+    path = model_path(settings.model)
     config = check_checkpoint(path)
     for system in settings.systems:
         _check_drop(system, config)
@@ -99,7 +99,12 @@ def _check_model(settings: Settings, texts: Mapping[str, Sequence[str]]) -> Plan
     )
 
 
-def _model_path(model: str) -> str:
+def model_path(model: str) -> str:
+    """The folder of `--model`; the demo model's is made on first use.
+
+    Raises:
+        ValueError: the demo model cannot be made.
+    """
     from jobs.demo_model import DemoModelError, demo_model
 
     if model != "demo":
@@ -128,6 +133,23 @@ def run(plan: Plan, say: Say, on_cell: Callable[[Report], None]) -> Report:
     Raises:
         WorkerError: plain decoding failed, without which there is no ratio.
     """
+    with loaded(plan, say) as (workers, report):
+        report.machine |= _peaks(plan)
+        cells = plan.settings.cells
+        for number, cell in enumerate(cells, 1):
+            say(f"[{number}/{len(cells)}] {cell}: warming up")
+            time_cell(cell, plan, workers, report, say)
+            on_cell(report)
+    return report
+
+
+@contextmanager
+def loaded(plan: Plan, say: Say) -> Iterator[tuple[dict[str, Worker], Report]]:
+    """A worker for every system, its model loaded, and a report with nothing in it yet.
+
+    Raises:
+        WorkerError: plain decoding failed.
+    """
     with ExitStack() as stack:
         workers: dict[str, Worker] = {}
         report = Report(
@@ -141,13 +163,7 @@ def run(plan: Plan, say: Say, on_cell: Callable[[Report], None]) -> Report:
             say(f"loading {system.name}")
             workers[system.name] = stack.enter_context(_start(system, plan.settings))
             report.versions |= _load(system, plan, workers, report) or {}
-        report.machine |= _peaks(plan)
-        cells = plan.settings.cells
-        for number, cell in enumerate(cells, 1):
-            say(f"[{number}/{len(cells)}] {cell}: warming up")
-            _time_cell(cell, plan, workers, report, say)
-            on_cell(report)
-    return report
+        yield workers, report
 
 
 def _peaks(plan: Plan) -> dict[str, float]:
@@ -196,9 +212,10 @@ def _ask(
         return None
 
 
-def _time_cell(
+def time_cell(
     cell: Cell, plan: Plan, workers: dict[str, Worker], report: Report, say: Say
 ) -> None:
+    """Warm every system up on a cell, then time all in turn; `report` gets the outcomes."""
     work = {
         "prompts": plan.prompts[cell.workload],
         "batch": cell.batch,

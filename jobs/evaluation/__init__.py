@@ -1,0 +1,1 @@
+"""Tasks with references: their data, their prompts, and how good completions are."""

@@ -29,13 +29,14 @@ node = cluster.add_node(num_cpus={other})
 ray.init(cluster.address, logging_level=logging.ERROR, log_to_driver=False)
 
 def work():
-    config = config_of(folder, TABLE, shards=4, actors=2, rows_per_block=8, stall_seconds={stall})
+    config = config_of(folder, TABLE, shards=4, actors=2, rows_per_block={block},
+                       stall_seconds={stall})
     report = run(config, engine_factory=StandIn(step_seconds=0.2))
     print("rows", report.rows_ok, report.rows_error, flush=True)
 
 worker = threading.Thread(target=work, daemon=True)
 worker.start()
-while len(list((folder / "out").glob("*.parquet"))) < 6 and worker.is_alive():
+while len(list((folder / "out").glob("*.parquet"))) < {files} and worker.is_alive():
     time.sleep(0.05)
 assert worker.is_alive()
 if {drained}:
@@ -60,17 +61,26 @@ os._exit(0)  # what Cluster leaves for the interpreter's end trips over the node
 
 
 @pytest.mark.parametrize(
-    ("head", "other", "replaced", "drained", "stall"),
+    ("head", "other", "replaced", "drained", "stall", "block"),
     [
-        pytest.param(3, 2, True, False, 600.0, id="fault_03_a_machine_is_lost_with_blocks_on_it"),
-        pytest.param(4, 2, False, False, 600.0, id="fault_04_not_replaced_and_room_elsewhere"),
-        pytest.param(2, 2, False, False, 15.0, id="fault_04_not_replaced_and_too_little_left"),
-        pytest.param(4, 2, False, True, 600.0, id="fault_04_announced_as_preemptions_are"),
+        pytest.param(3, 2, True, False, 600.0, 8, id="fault_03_a_machine_is_lost_with_blocks"),
+        pytest.param(3, 2, True, False, 600.0, 24, id="fault_03_and_with_parts_of_blocks"),
+        pytest.param(4, 2, False, False, 600.0, 8, id="fault_04_not_replaced_and_room_elsewhere"),
+        pytest.param(2, 2, False, False, 15.0, 8, id="fault_04_not_replaced_and_too_little_left"),
+        pytest.param(4, 2, False, True, 600.0, 8, id="fault_04_announced_as_preemptions_are"),
+        pytest.param(4, 2, False, True, 600.0, 24, id="fault_04_announced_amid_gathered_blocks"),
     ],
 )
 def test_a_lost_machine(
-    tmp_path: Path, head: int, other: int, replaced: bool, drained: bool, stall: float
+    tmp_path: Path,
+    head: int,
+    other: int,
+    replaced: bool,
+    drained: bool,
+    stall: float,
+    block: int,
 ) -> None:
+    """Blocks of 8 rows are whole calls; those of 24 are gathered from calls on either machine."""
     config = config_of(tmp_path, TABLE, shards=4)
     code = LOSE.format(
         folder=str(tmp_path),
@@ -79,6 +89,8 @@ def test_a_lost_machine(
         replaced=replaced,
         drained=drained,
         stall=stall,
+        block=block,
+        files=48 // block,
     )
     with program(code) as process:
         words, _ = process.communicate(timeout=240)

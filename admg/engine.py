@@ -29,6 +29,7 @@ from admg.pass_cost import DRAFTED, PassCost
 from admg.plan import DraftPlan, check_layers
 from admg.prefill import prefill_pass
 from admg.prefix_cache import PrefixCache
+from admg.prompt_store import PromptStore
 from admg.request import Completion, FinishReason, Request
 from admg.sampling import Sampler
 from admg.scheduler import Chunk, Scheduler
@@ -53,6 +54,7 @@ class Engine:
         config: sizes and drafting.
         eos_token_ids: tokens that end a sequence unless it asks to ignore them.
         detokenize: token ids to text; needed for stop strings and for `Completion.text`.
+        prompts: what other engines on this model have prefilled, and may be given.
 
     Raises:
         ValueError: a configuration that this model cannot serve, by field and value.
@@ -65,6 +67,7 @@ class Engine:
         *,
         eos_token_ids: Seq[int],
         detokenize: Detokenize | None = None,
+        prompts: PromptStore | None = None,
     ) -> None:
         check_layers(config.draft, model.config.num_layers)
         size = arena_size(model.config, model.dtype, model.device, config)
@@ -73,7 +76,7 @@ class Engine:
         self._draft = config.draft
         self._detokenize = detokenize
         self._arena = KVArena(model.config, size.num_slots, model.dtype, model.device)
-        self._prefixes = PrefixCache(model, self._arena, config)
+        self._prefixes = PrefixCache(model, self._arena, config, prompts)
         self._arrived = False
         self._limits = Limits(
             model.config.vocab_size,

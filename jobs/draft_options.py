@@ -8,10 +8,11 @@ import click
 
 from admg.config import DraftConfig, Drafter, DraftWeights, Verification
 from admg.draft_rules import WindowRule
-from jobs.option_kinds import layers, option, share
+from jobs.option_kinds import layers, option, share, switch
 
 DRAFT = "Drafting (for speed; the text stays the same unless --verification token or block)"
 _DEFAULTS = DraftConfig()
+_EXIT = _DEFAULTS.exit
 
 draft_options = [
     option(
@@ -20,6 +21,20 @@ draft_options = [
         type=click.Choice(get_args(Drafter)),
         help="Self-speculation, lookup in the text, what pays (auto), or plain decoding.",
         default=_DEFAULTS.drafter,
+    ),
+    option(
+        DRAFT,
+        "--plan",
+        metavar="FILE",
+        help="A plan file of `admg-batch calibrate`, or a published set, as "
+        "draft-verify:llama-2-13b; options override it.",
+    ),
+    option(
+        DRAFT,
+        "--plan-any-model",
+        is_flag=True,
+        callback=switch,
+        help="Take the plan though it was made for another model.",
     ),
     option(
         DRAFT, "--draft-tokens", type=int, help="Longest draft.", default=_DEFAULTS.draft_tokens
@@ -78,6 +93,48 @@ draft_options = [
         "--exit-threshold",
         type=float,
         help="End a draft below this confidence; adapts by itself.  [default: off]",
+    ),
+    option(
+        DRAFT,
+        "--exit-target",
+        type=float,
+        help="The accepted share that the exit's threshold is moved towards.",
+        default=_EXIT.target,
+    ),
+    option(
+        DRAFT,
+        "--exit-step",
+        type=float,
+        help="How far it moves, before the decay below; 0 leaves it.",
+        default=_EXIT.step,
+    ),
+    option(
+        DRAFT,
+        "--exit-every",
+        type=int,
+        help="Verifications from one move to the next.",
+        default=_EXIT.every,
+    ),
+    option(
+        DRAFT,
+        "--exit-match-decay",
+        type=float,
+        help="What the accepted share so far weighs against the last draft's.",
+        default=_EXIT.match_decay,
+    ),
+    option(
+        DRAFT,
+        "--exit-threshold-decay",
+        type=float,
+        help="What the threshold so far weighs against where it is moved.",
+        default=_EXIT.threshold_decay,
+    ),
+    option(
+        DRAFT,
+        "--exit-carry/--no-exit-carry",
+        help="Begin a row with the threshold of the row before, as Draft & Verify's authors do: "
+        "its statistics then depend on the order of rows.",
+        default="off",
     ),
     option(
         DRAFT,

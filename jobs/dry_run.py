@@ -64,13 +64,14 @@ def show_plan(
     from jobs.resolved import resolved_job, resolved_toml
 
     template = flags.get("template") or job.prompt.template
+    used = flags.get("plan") or job.draft.plan
     plan = make_plan(with_model(config), with_sample=sample)
     if as_json:
-        whole = {"configuration": resolved_job(config, template), "plan": plan.to_dict()}
+        whole = {"configuration": resolved_job(config, template, used), "plan": plan.to_dict()}
         click.echo(json_text(redacted_values(whole)))
         return
     click.echo("# The configuration, as a job file:\n")
-    click.echo(shown(resolved_toml(config, template)))
+    click.echo(shown(resolved_toml(config, template, used)))
     click.echo("# The plan (nothing was written):\n#")
     for line in plan_lines(plan):
         click.echo(shown(f"#   {line}"))

@@ -47,8 +47,9 @@ class SamplingTable(Table):
     ignore_eos: bool | None = None
 
 
-class DraftTable(Table):
-    drafter: Drafter | None = None
+class OwnDraftTable(Table):
+    """How the model drafts for itself: what a plan file can say."""
+
     draft_tokens: int | None = None
     drop_layers: int | None = None
     similarity_threshold: float | None = None
@@ -59,14 +60,26 @@ class DraftTable(Table):
     window_threshold: float | None = None
     window: int | None = None
     exit_threshold: float | None = None
+    exit_every: int | None = None
+    exit_match_decay: float | None = None
+    exit_target: float | None = None
+    exit_step: float | None = None
+    exit_threshold_decay: float | None = None
+    exit_carry: bool | None = None
     similarity: Literal["mean", "last", "decay"] | None = None
-    verification: Verification | None = None
     hole_filling: bool | None = None
     remake_after: int | None = None
     remake_every: int | None = None
     draft_weights: DraftWeights | None = None
-    lookup_store_tokens: int | None = None
     lookup_tail: int | None = None
+
+
+class DraftTable(OwnDraftTable):
+    plan: str | None = None
+    plan_any_model: bool | None = None
+    drafter: Drafter | None = None
+    verification: Verification | None = None
+    lookup_store_tokens: int | None = None
     audit: float | None = None
 
 
@@ -133,7 +146,9 @@ def read_job_file(path: str) -> JobFile:
     return _relative_to(read_toml(path, JobFile, TABLES), path)
 
 
-def read_toml(path: str, model: type[T], tables: Mapping[str, type[BaseModel]]) -> T:
+def read_toml(
+    path: str, model: type[T], tables: Mapping[str, type[BaseModel]], kind: str = "job file"
+) -> T:
     """Read a TOML file and check it against a model, whose tables are named for the messages.
 
     Raises:
@@ -142,7 +157,7 @@ def read_toml(path: str, model: type[T], tables: Mapping[str, type[BaseModel]]) 
     try:
         data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"the job file {path} cannot be read: {error}") from error
+        raise ValueError(f"the {kind} {path} cannot be read: {error}") from error
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path} is not TOML: {error}") from error
     try:
@@ -159,8 +174,15 @@ def place_beside(path: str, value: str) -> str:
     return value if free else str(Path(path).parent / value)
 
 
+def plan_beside(path: str, draft: DraftTable) -> DraftTable:
+    """A table whose plan, if it is a file, is seen from where the command runs."""
+    if draft.plan is None or draft.plan.startswith("draft-verify:"):
+        return draft
+    return draft.model_copy(update={"plan": place_beside(path, draft.plan)})
+
+
 def _relative_to(job: JobFile, path: str) -> JobFile:
-    update: dict[str, Any] = {}
+    update: dict[str, Any] = {"draft": plan_beside(path, job.draft)}
     if job.input is not None:
         update["input"] = [place_beside(path, i) for i in job.input]
     if job.output is not None:

@@ -9,18 +9,22 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any, TypeVar
 
 from admg.config import DraftConfig, EngineConfig, SamplingParams
-from admg.draft_rules import DropRule, WindowRule
+from admg.draft_rules import DropRule, ExitRule, WindowRule
 from jobs.job_file import TABLES, JobFile, SamplingTable
 from jobs.mistakes import read_template
+from jobs.plan_file import PlanFile, read_plan
 from pipeline.config import PromptConfig, RunConfig
+from pipeline.made_for import MadeFor
 
 T = TypeVar("T")
 
 _LEVELS = ("drop_layers", "similarity_threshold", "drop_quantile", "drop_attention")
 _WINDOWS = ("window_share", "window_threshold")
+_EXIT = tuple(f.name for f in fields(ExitRule))
 # Where a configuration class calls a value otherwise than its option does.
 _OPTION_OF = {
     "column": "prompt_column",
@@ -41,16 +45,23 @@ class _Values:
     """All values by option name, and for each the place that it came from."""
 
     def __init__(self, flags: Mapping[str, Any], job: JobFile, source: str | None) -> None:
-        self.source = source
         self.flags = {k: v for k, v in flags.items() if v is not None}
-        self.file = {k: (f"{k}", v) for k, v in job if k not in TABLES and v is not None}
+        at = f"{source}: "
+        self.file = {k: (f"{at}{k}", v) for k, v in job if k not in TABLES and v is not None}
         for name in TABLES:
             for key, value in getattr(job, name):
                 if value is not None:
-                    self.file[key] = (f"{name}.{key}", value)
-        for either in (_LEVELS, _WINDOWS):
-            if self.flags.keys() & set(either):  # one replaces another, whatever its kind
-                self.file = {k: v for k, v in self.file.items() if k not in either}
+                    self.file[key] = (f"{at}{name}.{key}", value)
+        self.plan_name: str | None = self.get("plan")
+        self.plan: PlanFile | None = None
+        if self.plan_name is not None:
+            self.plan = read_plan(self.plan_name)
+            at = f"{self.plan_name}: draft."
+            plan = {k: (f"{at}{k}", v) for k, v in self.plan.values().items()}
+            # What stands beside a plan's name changes the plan; a plan that is given changes it.
+            given = "plan" in self.flags
+            self.file = _over(self.file, plan) if given else _over(plan, self.file)
+        self.file = _without_rivals(self.file, self.flags)
 
     def get(self, key: str, default: Any = None) -> Any:
         if key in self.flags:
@@ -67,7 +78,7 @@ class _Values:
 
     def place(self, key: str) -> str:
         if key in self.file and key not in self.flags:
-            return f"{self.source}: {self.file[key][0]}"
+            return str(self.file[key][0])
         return "--" + key.replace("_", "-")
 
     def given(self, keys: Mapping[str, str]) -> dict[str, Any]:
@@ -89,6 +100,26 @@ class _Values:
             option = _OPTION_OF.get(option, option)
             known = option in self.flags or option in self.file
             raise ValueError(f"{self.place(option)} {rest}" if known else str(error)) from error
+
+
+def _over(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of both; where both say something, those of `upper`."""
+    return {**_without_rivals(lower, upper), **upper}
+
+
+def _without_rivals(values: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what says in another way what `upper` says: one replaces another of its kind."""
+    replaced = {k for either in (_LEVELS, _WINDOWS) if upper.keys() & set(either) for k in either}
+    return {k: v for k, v in values.items() if k not in replaced}
+
+
+def plan_config(name: str) -> DraftConfig:
+    """How to draft by a plan alone, a file or a published set's name.
+
+    Raises:
+        ValueError: one sentence that names the place, the value and what would be right.
+    """
+    return _draft(_Values({"plan": name}, JobFile(), None))
 
 
 def _same(*names: str) -> dict[str, str]:
@@ -134,7 +165,14 @@ def run_config(flags: Mapping[str, Any], job: JobFile, source: str | None = None
         prompt=_prompt(values),
         sampling=values.build(SamplingParams, law),
         engine=engine,
+        made_for=_made_for(values),
     )
+
+
+def _made_for(values: _Values) -> MadeFor | None:
+    if values.plan is None or values.plan_name is None or values.get("plan_any_model"):
+        return None
+    return values.plan.made_for(values.plan_name)
 
 
 def _prompt(values: _Values) -> PromptConfig:
@@ -160,6 +198,9 @@ def _draft(values: _Values) -> DraftConfig:
         drop["drop"] = values.build(DropRule, keys, **level)
     if windows := _windows(values):
         drop["windows"] = windows
+    exits = {f"exit_{name}": name for name in _EXIT}
+    if any(values.get(option) is not None for option in exits):
+        drop["exit"] = values.build(ExitRule, exits)
     keys = _same("drafter", "draft_tokens", "exit_threshold", "similarity", "verification")
     keys |= _same("hole_filling", "remake_after", "remake_every", "draft_weights")
     keys |= _same("lookup_store_tokens", "lookup_tail")

@@ -5,9 +5,11 @@ Reading it back gives the same configuration, from any folder: its paths are abs
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
-from admg.draft_rules import DropRule, WindowRule
+from admg.draft_rules import DropRule, ExitRule, WindowRule
+from jobs.plan_file import is_file
 from jobs.submission import absolute
 from pipeline.config import RunConfig
 
@@ -48,19 +50,23 @@ _LAW = (
 )
 
 
-def resolved_toml(config: RunConfig, template: str | None) -> str:
+def resolved_toml(config: RunConfig, template: str | None, plan: str | None = None) -> str:
     """The job file of a configuration; values that are off by being absent are left out.
 
     Args:
         config: what was resolved.
         template: the path of its template, if it has one: a job file names the file.
+        plan: its plan's name, if it has one: what the plan says is there too, and which model it
+            was made for is checked anew.
     """
     import tomli_w
 
-    return tomli_w.dumps(resolved_job(config, template))
+    return tomli_w.dumps(resolved_job(config, template, plan))
 
 
-def resolved_job(config: RunConfig, template: str | None) -> dict[str, Any]:
+def resolved_job(
+    config: RunConfig, template: str | None, plan: str | None = None
+) -> dict[str, Any]:
     """The same as nested values by the job file's keys."""
     draft = config.engine.draft
     law = config.sampling
@@ -84,7 +90,9 @@ def resolved_job(config: RunConfig, template: str | None) -> dict[str, Any]:
         "draft": _of(draft, _DRAFT)
         | _drop(draft.drop)
         | _windows(draft.windows)
-        | {"audit": config.audit},
+        | _exit(draft.exit)
+        | {"audit": config.audit}
+        | _plan(config, plan),
         "engine": {
             "max_num_seqs": config.engine.max_num_seqs,
             "kv_budget": config.engine.kv_budget_bytes,
@@ -109,6 +117,16 @@ def _drop(rule: DropRule) -> dict[str, Any]:
         "drop_attention": None if rule.attention is None else list(rule.attention),
         "drop_mlps": list(rule.mlps) or None,
     }
+
+
+def _exit(rule: ExitRule) -> dict[str, Any]:
+    return {} if rule == ExitRule() else {f"exit_{k}": v for k, v in asdict(rule).items()}
+
+
+def _plan(config: RunConfig, plan: str | None) -> dict[str, Any]:
+    if plan is None or config.made_for is None:
+        return {}  # without a model to check, it says no more than what is resolved already
+    return {"plan": absolute(plan) if is_file(plan) else plan}
 
 
 def _windows(rule: WindowRule | None) -> dict[str, Any]:

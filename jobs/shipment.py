@@ -23,6 +23,7 @@ import tomli_w
 
 from jobs.job_file import JobFile, read_job_file
 from jobs.params import run_config
+from jobs.plan_file import is_file
 from jobs.resolved import resolved_job
 from jobs.submission import parse_logical_date
 from pipeline.config import RunConfig
@@ -30,6 +31,7 @@ from pipeline.redaction import has_credentials
 
 JOB_FILE = "job.toml"
 TEMPLATE_FILE = "template.txt"
+PLAN_FILE = "plan.toml"
 _DIGEST_CHARS = 12
 _PACKAGES = ("admg", "pipeline", "jobs")
 _CODE = re.compile(rf"(?:{'|'.join(_PACKAGES)}|admg_batch-[\w.+]+\.dist-info)/")
@@ -54,7 +56,7 @@ class Shipment:
 def ship_run(
     folder: Path, flags: Mapping[str, Any], config: str | None, day: str | None
 ) -> Shipment:
-    """Put a run's job file, and its template, into an empty folder.
+    """Put a run's job file, its template and its plan file into an empty folder.
 
     Args:
         folder: where to.
@@ -68,7 +70,10 @@ def ship_run(
     job = JobFile() if config is None else read_job_file(config)
     settings = run_config(flags, job, config)
     _refuse_credentials(settings)
-    values = resolved_job(settings, None)
+    plan = flags.get("plan") or job.draft.plan
+    values = resolved_job(settings, None, plan)
+    if "plan" in values["draft"]:
+        values["draft"]["plan"] = _ship_plan(folder, values["draft"]["plan"])
     if settings.prompt.template is not None:
         (folder / TEMPLATE_FILE).write_text(settings.prompt.template, encoding="utf-8")
         values["prompt"]["template"] = TEMPLATE_FILE
@@ -111,9 +116,13 @@ def ship_nightly(
         raise ValueError("--input is given more than once: a night has one folder of all dates")
     places = {name: value for name, value in resolved_job(settings, None).items() if name in _PATHS}
     places["input"] = places["input"][0]
+    if file.draft.plan is not None:
+        name = _ship_plan(folder, file.draft.plan)
+        places["draft"] = file.draft.model_copy(update={"plan": name})
     shipped = file.model_copy(update=places)
     values = shipped.model_dump(exclude_none=True)
-    if read_nightly_file(_write(folder, values)) != shipped:
+    arrives = read_nightly_file(_write(folder, values))
+    if arrives.model_copy(update={"draft": shipped.draft}) != shipped:
         raise AssertionError(f"the job file that would be sent says something else:\n{values}")
     zone, back = time_zone(file.nightly.time_zone), file.nightly.days_back
     chosen = logical_date(datetime.now(UTC), zone, back) if day is None else parse_logical_date(day)
@@ -126,6 +135,14 @@ def digest_of(values: Mapping[str, Any]) -> str:
     """A short digest of a configuration."""
     text = json.dumps(values, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()[:_DIGEST_CHARS]
+
+
+def _ship_plan(folder: Path, plan: str) -> str:
+    """The name that a plan has in the folder, where its file is put if it is one."""
+    if not is_file(plan):
+        return plan
+    shutil.copyfile(Path(plan).expanduser(), folder / PLAN_FILE)
+    return PLAN_FILE
 
 
 def _write(folder: Path, values: Mapping[str, Any]) -> str:

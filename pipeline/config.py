@@ -12,6 +12,7 @@ from typing import Literal
 
 from admg.config import EngineConfig, SamplingParams
 from admg.draft_rules import refuse
+from pipeline.made_for import MadeFor
 from pipeline.template import Template
 
 PromptMode = Literal["raw", "chat", "template"]
@@ -87,7 +88,8 @@ class RunConfig:
     these names. `allow_bad_shards` leaves out shards that cannot be used. Storage that throttles,
     hangs or is full is tried again for `storage_patience_seconds`. A share `audit` of the rows is
     decoded again plainly, to compare texts and times. An engine on CPUs computes with `threads`
-    (None: the actors of a machine share its cores).
+    (None: the actors of a machine share its cores). `made_for` is the model that the drafting was
+    calibrated for: another one is refused.
 
     Raises:
         ValueError: a value outside its range, by name.
@@ -117,6 +119,7 @@ class RunConfig:
     stall_seconds: float | None = None
     audit: float = 0.0
     threads: int | None = None
+    made_for: MadeFor | None = None
 
     def __post_init__(self) -> None:
         strings = isinstance(self.input, tuple) and all(isinstance(i, str) for i in self.input)

@@ -17,6 +17,7 @@ from admg.request import Completion, Request
 from admg.stats import EngineCounters
 from pipeline.config import Dtype, RunConfig
 from pipeline.fingerprint import model_identity
+from pipeline.made_for import MadeFor
 from pipeline.retry import Patience
 
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ class ModelFactory:
     `cpu_share` is how many actors share a machine's CPUs (None on GPUs: torch's own choice), unless
     the `threads` of each are given.
     `remote` is a model that was given by URI, as it was found; each machine copies it once.
+    `made_for` is the model that it must be, if drafts were calibrated for one.
     """
 
     path: str
@@ -114,6 +116,7 @@ class ModelFactory:
     cpu_share: int | None = None
     threads: int | None = None
     remote: RemoteCheckpoint | None = None
+    made_for: MadeFor | None = None
 
     @classmethod
     def of(cls, config: RunConfig) -> ModelFactory:
@@ -127,7 +130,8 @@ class ModelFactory:
         patience = Patience(config.storage_patience_seconds)
         remote = remote_checkpoint(config.model, patience)
         path = local_folder(config.model) if remote is None else ""
-        return cls(path, config.engine, config.dtype, threads=config.threads, remote=remote)
+        more = {"threads": config.threads, "remote": remote, "made_for": config.made_for}
+        return cls(path, config.engine, config.dtype, **more)
 
     def _folder(self, *, weights: bool) -> str:
         return str(self.remote.folder(weights=weights)) if self.remote else self.path
@@ -135,6 +139,7 @@ class ModelFactory:
     def check(self) -> int | None:
         """The longest sequence: the model's context length, or less by what the engine is told."""
         from admg.checkpoint import checkpoint_files
+        from admg.families import read_model_config
         from admg.llm import longest_sequence
 
         if self.remote is None and not os.path.isdir(self.path):
@@ -142,6 +147,10 @@ class ModelFactory:
                 f"model is {self.path!r}: it must be a folder with a config.json, or the URI of "
                 "one, as s3://bucket/folder or hf://organisation/name"
             )
+        if self.made_for is not None:
+            folder = self._folder(weights=False)
+            layers = read_model_config(folder).num_layers
+            self.made_for.check(os.path.basename(folder), layers, self.identity())
         longest = longest_sequence(self._folder(weights=False), self.engine, self.dtype)
         if self.remote is None:
             checkpoint_files(self.path)  # none, or pickled ones: found before anything is started

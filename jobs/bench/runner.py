@@ -15,6 +15,7 @@ from jobs.bench.process import Worker, WorkerError
 from jobs.bench.settings import Cell, Settings
 from jobs.bench.systems import PLAIN, System, check_peer, draft_config
 from jobs.bench.workloads import check_workload, find_data, load_texts, tokenize
+from jobs.plan_file import check_model
 
 if TYPE_CHECKING:
     from admg.families import ModelConfig
@@ -68,10 +69,14 @@ def _check_model(settings: Settings, texts: Mapping[str, Sequence[str]]) -> Plan
 
     from admg.checkpoint import load_dtype
     from admg.llm import check_checkpoint
+    from admg.plan import check_layers
 
     path = model_path(settings.model)
     config = check_checkpoint(path)
     for system in settings.systems:
+        if "plan" in system.options:
+            check_model(system.options["plan"], path)
+        check_layers(draft_config(system), config.num_layers)
         _check_drop(system, config)
     dtype = load_dtype(settings.dtype, "cuda" if torch.cuda.is_available() else "cpu")
     shape = model_shape(config, dtype.itemsize)
@@ -212,9 +217,7 @@ def _ask(
         return None
 
 
-def time_cell(
-    cell: Cell, plan: Plan, workers: dict[str, Worker], report: Report, say: Say
-) -> None:
+def time_cell(cell: Cell, plan: Plan, workers: dict[str, Worker], report: Report, say: Say) -> None:
     """Warm every system up on a cell, then time all in turn; `report` gets the outcomes."""
     work = {
         "prompts": plan.prompts[cell.workload],

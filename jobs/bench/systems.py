@@ -8,12 +8,13 @@ from __future__ import annotations
 import difflib
 import subprocess
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
 from admg.config import DraftConfig, Drafter
 from admg.draft_rules import DropRule, WindowRule
+from jobs.params import plan_config
 
 PLAIN = "plain"
 _ORDERS = ("given", "length")
@@ -68,6 +69,7 @@ def _on(value: str) -> bool:
 
 _DROP: dict[str, Callable[[str], Any]] = {"drop": int, "quantile": float, "threshold": float}
 _DRAFT: dict[str, Callable[[str], Any]] = {
+    "plan": str,
     "tokens": int,
     "exit": float,
     "similarity": str,
@@ -159,7 +161,9 @@ def draft_config(system: System) -> DraftConfig:
         fields["windows"] = WindowRule(share=windows.pop("limit"), **windows)
     # A run repeats its prompts: what it said the last time would make every lookup right.
     fields.setdefault("lookup_store_tokens", 0)
-    return DraftConfig(drafter=system.kind, **fields)
+    plan = fields.pop("plan", None)
+    base = DraftConfig() if plan is None else plan_config(plan)
+    return replace(base, drafter=system.kind, **fields)
 
 
 def check_peer(python: str | None) -> str:

@@ -17,6 +17,7 @@ from jobs.job_file import (
     JobFile,
     Table,
     place_beside,
+    plan_beside,
     read_toml,
 )
 from jobs.nightly.prompts import DOCUMENT
@@ -91,7 +92,7 @@ def read_nightly_file(path: str) -> NightlyFile:
         for name in ("input", "output", "model")
         if (value := getattr(file, name)) is not None and not (name == "model" and value == "demo")
     }
-    return file.model_copy(update=update)
+    return file.model_copy(update=update | {"draft": plan_beside(path, file.draft)})
 
 
 def time_zone(name: str) -> ZoneInfo:

@@ -197,4 +197,11 @@ draft_options = [
         help="Decode this share of the rows again plainly, to compare texts and times.",
         default="0",
     ),
+    option(
+        DRAFT,
+        "--explain",
+        is_flag=True,
+        callback=switch,
+        help="At the end print what --drafter auto went by: measured costs, and its choices.",
+    ),
 ]

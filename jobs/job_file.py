@@ -81,6 +81,7 @@ class DraftTable(OwnDraftTable):
     verification: Verification | None = None
     lookup_store_tokens: int | None = None
     audit: float | None = None
+    explain: bool | None = None
 
 
 class EngineTable(Table):

@@ -157,7 +157,7 @@ def run_config(flags: Mapping[str, Any], job: JobFile, source: str | None = None
     top = _same("input", "output", "model", "id_column", "keep")
     top |= _same("max_crashes", "row_deadline_seconds", "token_deadline_seconds")
     top |= _same("on_changed", "retry_failed", "max_rows_per_file")
-    top |= _same("row_parameters", "allow_bad_shards", "audit")
+    top |= _same("row_parameters", "allow_bad_shards", "audit", "explain")
     top["storage_patience"] = "storage_patience_seconds"
     return values.build(
         RunConfig,

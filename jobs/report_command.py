@@ -11,6 +11,7 @@ from pipeline.redaction import redacted_values
 
 _EXAMPLE = """\
 admg-batch report demo-output
+admg-batch report demo-output --explain
 admg-batch report demo-output --html report.html
 admg-batch report summaries-monday summaries-tuesday
 """
@@ -23,8 +24,11 @@ admg-batch report summaries-monday summaries-tuesday
 @click.option(
     "--html", metavar="FILE", help="Write a page with plots, which needs nothing beside itself."
 )
+@click.option(
+    "--explain", is_flag=True, help="Also what --drafter auto went by: costs, and its choices."
+)
 @verbose_option
-def report(output: str, other: str | None, as_json: bool, html: str | None) -> None:
+def report(output: str, other: str | None, as_json: bool, html: str | None, explain: bool) -> None:
     """Show what an output holds, or how two differ.
 
     Rows, errors, tokens, acceptance, speedup, and one row to read. OUTPUT is the folder or URI
@@ -33,12 +37,15 @@ def report(output: str, other: str | None, as_json: bool, html: str | None) -> N
     what of speedup, acceptance, tokens and settings differs.
     """
     if other is None:
-        _one(output, as_json, html)
+        _one(output, as_json, html, explain)
     else:
+        if explain:
+            raise ValueError("--explain goes with one output, not with two")
         _two(output, other, as_json, html)
 
 
-def _one(output: str, as_json: bool, html: str | None) -> None:
+def _one(output: str, as_json: bool, html: str | None, explain: bool) -> None:
+    from jobs.explained import print_choices
     from jobs.report import print_summary, read_output
 
     if html is None:
@@ -55,6 +62,8 @@ def _one(output: str, as_json: bool, html: str | None) -> None:
         click.echo(json_text(whole.to_dict()))
     else:
         print_summary(whole)
+        if explain:
+            print_choices(output)
     _say_where(html)
 
 

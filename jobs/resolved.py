@@ -91,7 +91,7 @@ def resolved_job(
         | _drop(draft.drop)
         | _windows(draft.windows)
         | _exit(draft.exit)
-        | {"audit": config.audit}
+        | {"audit": config.audit, "explain": config.explain}
         | _plan(config, plan),
         "engine": {
             "max_num_seqs": config.engine.max_num_seqs,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from jobs.console import Console
+from jobs.explained import print_choices
 from jobs.failures import (
     EXIT_INCOMPLETE,
     EXIT_INTERRUPTED,
@@ -45,6 +46,8 @@ def run_and_show(ctx: click.Context, settings: RunConfig) -> RunReport:
             tokens_per_second=report.tokens_per_second,
         )
     )
+    if settings.explain:
+        print_choices(settings.output)
     for sentence in report.bad_shards:
         click.echo(shown(f"Left out: {sentence}"), err=True)
     return report

@@ -87,9 +87,10 @@ class RunConfig:
     `row_parameters` are sampling parameters that rows may have of their own, in input columns of
     these names. `allow_bad_shards` leaves out shards that cannot be used. Storage that throttles,
     hangs or is full is tried again for `storage_patience_seconds`. A share `audit` of the rows is
-    decoded again plainly, to compare texts and times. An engine on CPUs computes with `threads`
-    (None: the actors of a machine share its cores). `made_for` is the model that the drafting was
-    calibrated for: another one is refused.
+    decoded again plainly, to compare texts and times. `explain` asks for what the drafter "auto"
+    went by to be shown at the end; it is kept in any case (`pipeline.choices`). An engine on CPUs
+    computes with `threads` (None: the actors of a machine share its cores). `made_for` is the
+    model that the drafting was calibrated for: another one is refused.
 
     Raises:
         ValueError: a value outside its range, by name.
@@ -118,6 +119,7 @@ class RunConfig:
     token_deadline_seconds: float = 2.0
     stall_seconds: float | None = None
     audit: float = 0.0
+    explain: bool = False
     threads: int | None = None
     made_for: MadeFor | None = None
 
@@ -160,6 +162,9 @@ class RunConfig:
         refuse(not 0 <= self.audit <= 1, "audit", self.audit, "a share of the rows, 0 to 1")
         plain = self.engine.draft.drafter == "none"
         refuse(self.audit > 0 and plain, "audit", self.audit, "0 where nothing is drafted")
+        drafter = self.engine.draft.drafter
+        right = f"false with the drafter {drafter!r}: auto alone has something to choose"
+        refuse(self.explain and drafter != "auto", "explain", True, right)
         for name in ("row_deadline_seconds", "token_deadline_seconds"):
             # Not "at most 0": nan is neither.
             refuse(not getattr(self, name) > 0, name, getattr(self, name), "above 0")

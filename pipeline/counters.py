@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 
+from admg.explanation import Explanation
 from admg.request import Completion
 from pipeline.errors import MODEL_OUTPUT_INVALID
 
@@ -93,6 +94,7 @@ class Board:
     def __init__(self) -> None:
         self._counters: dict[str, Counters] = {}
         self._heard: dict[str, float] = {}
+        self._explanations: dict[str, Explanation] = {}
         self._first = 0.0
 
     def report(self, name: str, counters: Counters) -> None:
@@ -103,8 +105,16 @@ class Board:
         self._counters[name] = counters
         self._heard[name.split("/")[0]] = now
 
+    def explain(self, name: str, explanation: Explanation) -> None:
+        """Replace what this process said of its choices."""
+        self._explanations[name] = explanation
+
+    def explanations(self) -> dict[str, Explanation]:
+        """The latest of each process that had a choice."""
+        return self._explanations
+
     def read(self) -> Reading:
-        """Everything at once."""
+        """All counters at once."""
         now = time.monotonic()
         seconds = now - self._first if self._counters else 0.0
         total = sum(self._counters.values(), Counters())

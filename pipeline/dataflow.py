@@ -12,6 +12,7 @@ from ray.data import ActorPoolStrategy, Dataset
 
 from pipeline.audit import Audit
 from pipeline.blocks import measured_speed
+from pipeline.choices import write_choices
 from pipeline.chunks import Chunk
 from pipeline.cluster import Cluster, connected, data_context
 from pipeline.counters import Board
@@ -104,8 +105,11 @@ def _execute(
     sink = ResultSink(job.store, job.fingerprint, job.schema)
     with data_context(layout.actors, oversight):
         dataset = _dataset(job, chunks, layout, committed, board, safety)
-        with Watch(board.board, tracker, reused, oversight.tell):
-            dataset.write_datasink(sink, ray_remote_args={"num_cpus": LIGHT})
+        try:
+            with Watch(board.board, tracker, reused, oversight.tell):
+                dataset.write_datasink(sink, ray_remote_args={"num_cpus": LIGHT})
+        finally:
+            write_choices(job.store, board.explanations())
     return sink.files
 
 
@@ -156,7 +160,7 @@ def _dataset(
         )
         .map_batches(
             Decode,
-            fn_constructor_args=(factory, law, board, safety, Audit.of(config)),
+            fn_constructor_args=(factory, law, board, safety, Audit.of(config), board.explain),
             compute=ActorPoolStrategy(
                 size=layout.actors,
                 max_tasks_in_flight_per_actor=layout.in_flight,

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from admg.config import SamplingParams
+from admg.explanation import Explanation
 from admg.request import Completion, Request
 from pipeline.attempts import Deaths
 from pipeline.audit import Audit, compared
@@ -41,6 +42,7 @@ from pipeline.survival import ActorGuard, Safety, identity, load
 
 T = TypeVar("T")
 Report = Callable[[str, Counters], None]
+Explain = Callable[[str, Explanation], None]
 
 
 class Decode:
@@ -52,6 +54,7 @@ class Decode:
         report: is told about once a second what this actor has done.
         safety: None keeps no record, and an engine that dies raises `EngineDied` from the call.
         audit: the rows to decode again plainly.
+        explain: is told at the end of each call what drafts were chosen by, where that was chosen.
 
     Raises:
         EngineDied: the model could not be loaded.
@@ -64,7 +67,9 @@ class Decode:
         report: Report | None = None,
         safety: Safety | None = None,
         audit: Audit | None = None,
+        explain: Explain | None = None,
     ) -> None:
+        self._explain = explain
         self._factory, self._sampling, self._report = factory, sampling, report
         self._name, restarted = identity()
         self._safety, self._audit = safety, audit or Audit()
@@ -108,6 +113,8 @@ class Decode:
             results[i] = row_result(completion, 1 + self._deaths(keys[i]).total)
         if self._record is not None and todo:
             await asyncio.to_thread(self._record.end, keys)
+        if self._explain is not None and self._loop.explanation is not None:
+            self._explain(f"{self._name}/{os.getpid()}", self._loop.explanation)
         yield with_results(table, results)
 
     async def _decoded(self, table: pa.Table, todo: list[int], keys: list[str]) -> list[Completion]:

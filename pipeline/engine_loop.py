@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Protocol
 
+from admg.explanation import Explanation
 from admg.request import Completion, Request
 from pipeline.attempts import Failure
 from pipeline.errors import DEADLINE
@@ -82,6 +83,7 @@ class EngineLoop:
         self._lock = threading.Lock()
         self._moved = time.monotonic()
         self._made: Any = None
+        self.explanation: Explanation | None = None
         threading.Thread(target=self._run, name="engine", daemon=True).start()
         if guard is not None:
             watch(self._check, watch_seconds)
@@ -148,7 +150,10 @@ class EngineLoop:
 
     def _step(self, engine: EngineLike) -> None:
         with self._reporter.round(engine, self._repeats):
-            for completion in engine.step():
+            done = engine.step()
+            if done:
+                self.explanation = engine.explain()  # before anybody hears of what is done
+            for completion in done:
                 self._finish(completion)
 
     def _take(self, engine: EngineLike) -> None:

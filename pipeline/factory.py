@@ -2,7 +2,7 @@
 
 A factory is a small picklable value. The driver asks it for the model's identity and context
 length; each Decode actor builds its engine with it; the Tokenize and Detokenize stages take the
-tokenizer. Tests put a fast deterministic engine in the model's place through the same four calls.
+tokenizer. Tests put a fast deterministic engine in the model's place through the same five calls.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from admg.config import EngineConfig
+from admg.explanation import Explanation
 from admg.request import Completion, Request
 from admg.stats import EngineCounters
 from pipeline.config import Dtype, RunConfig
@@ -53,6 +54,9 @@ class EngineLike(Protocol):
     @property
     def counters(self) -> EngineCounters:
         """Sums so far, and the sequences that run and wait now."""
+
+    def explain(self) -> Explanation | None:
+        """What its drafts are chosen by, and the choices so far; None where nothing is chosen."""
 
 
 class EngineFactory(Protocol):

@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar, cast
 
 import ray
 
+from admg.explanation import Explanation
 from pipeline.counters import Counters
 
 T = TypeVar("T")
@@ -39,6 +40,19 @@ class ToBoard:
         """Fire and forget: a report that is lost is followed by another."""
         with suppress(ray.exceptions.RayError):
             self.board.report.remote(name, counters)
+
+    def explain(self, name: str, explanation: Explanation) -> None:
+        """Fire and forget, likewise."""
+        with suppress(ray.exceptions.RayError):
+            self.board.explain.remote(name, explanation)
+
+    def explanations(self) -> dict[str, Explanation]:
+        """What actors have said of their choices; {} where nobody answers any more."""
+        with suppress(ray.exceptions.RayError):
+            return cast(
+                dict[str, Explanation], ray.get(self.board.explanations.remote(), timeout=5)
+            )
+        return {}
 
     def others_work(self) -> bool:
         """Whether any actor has reported, which it does when its model is loaded."""

@@ -49,6 +49,9 @@ class NullEngine:
         """What it has done so far."""
         return replace(self._counters)
 
+    def explain(self) -> None:
+        """Nothing is chosen."""
+
     def submit(self, request: Request) -> int:
         """Have the answer ready."""
         self._next += 1

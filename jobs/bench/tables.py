@@ -10,6 +10,7 @@ from jobs.bench.measure import median_of, ratios
 from jobs.bench.runner import Report
 from jobs.bench.show import cells, plain_achieved
 from jobs.bench.systems import PLAIN
+from jobs.explained import explanation_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -122,22 +123,9 @@ def explanations(report: Report) -> list[Table]:
     tables = []
     for (cell, name), outcomes in report.outcomes.items():
         found = outcomes[-1].explanation
-        if found is None:
-            continue
-        rounds = ", ".join(f"{choice} {n}" for choice, n in sorted(found["rounds"].items()))
-        trust = ", ".join(f"{choice} {share:.2f}" for choice, share in found["trust"].items())
-        where = _where(cell.workload, cell.batch, cell.temperature)
-        title = f"{name}: {where}; rounds: {rounds}; trust: {trust}"
-        table = _table(title, "pass", ("sequences", "context", "tokens each", "ms"))
-        for kind, points in found["costs"].items():
-            for sequences, context, tokens, seconds in points:
-                row = (str(sequences), str(context), str(tokens), f"{1000 * seconds:.1f}")
-                table.add_row(kind, *row)
-        table.add_section()
-        for matched, chance in found["lookup"].items():
-            shares = f"{chance['first']:.2f}, then {chance['later']:.2f}"
-            table.add_row(f"lookup by {matched} is right", "", "", shares)
-        tables.append(table)
+        if found is not None:
+            where = _where(cell.workload, cell.batch, cell.temperature)
+            tables.append(explanation_table(f"{name}: {where}", found))
     return tables
 
 

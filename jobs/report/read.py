@@ -10,8 +10,10 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from jobs.explained import all_rounds
 from jobs.report.chunks import Chunk, chunks, opened, result_files
 from jobs.report.sample import Sample
+from pipeline.choices import read_choices
 from pipeline.manifest import MANIFEST, SUCCESS, read_manifest
 from pipeline.redaction import redacted
 from pipeline.schema import FINISH_REASON, ROW_KEY
@@ -27,7 +29,8 @@ class Report:
     """One output in numbers; None where nothing was measured.
 
     `rows_reused`, `seconds` and `tokens_per_second` are those of the last run that added rows;
-    `audit` has the numbers of `pipeline.audit_sums`. Percentiles are those of `rows_sampled` rows,
+    `audit` has the numbers of `pipeline.audit_sums`, `choices` the rounds by what the drafter auto
+    chose in the last run. Percentiles are those of `rows_sampled` rows,
     which is all of them unless there are very many.
     """
 
@@ -52,6 +55,7 @@ class Report:
     tokens_per_second: float | None = None
     audit: dict[str, int | float | None] = field(default_factory=dict)
     rows_sampled: int = 0
+    choices: dict[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The values by name, fit for JSON and for others to see."""
@@ -107,6 +111,7 @@ class Totals:
             tokens_per_second=last.get("tokens_per_second"),
             audit=summary.audit.to_dict(),
             rows_sampled=sample.num_rows,
+            choices=all_rounds(read_choices(store)),
         )
 
 

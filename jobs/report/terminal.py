@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from jobs.console import duration, printable
+from jobs.explained import rounds_line
 from jobs.report.read import Report
 from pipeline.redaction import redacted
 from pipeline.schema import RESERVED
@@ -61,6 +62,8 @@ def summary_table(report: Report) -> Table:
     lines.append(("draft acceptance rate", _number(report.draft_acceptance_rate)))
     both = f"{_number(report.speedup)} decoding, {_number(report.speedup_end_to_end)} end to end"
     lines.append(("speedup", both + _spread(report.speedup_percentiles)))
+    if report.choices:
+        lines.append(("rounds by choice", rounds_line(report.choices) + ", last run"))
     lines += _audit_lines(report.audit)
     lines.append(("output", redacted(report.output)))
     for name, value in lines:

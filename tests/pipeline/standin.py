@@ -67,6 +67,9 @@ class StandInEngine:
             num_waiting=len(self._waiting),
         )
 
+    def explain(self) -> None:
+        return None
+
     def submit(self, request: Request) -> int:
         self._next += 1
         self._waiting.append((self._next, request))

@@ -237,7 +237,7 @@ def test_reports_add_up() -> None:
 def test_engine_protocol_is_what_the_real_engine_has() -> None:
     from admg.engine import Engine
 
-    for name in ("submit", "step", "has_work", "counters"):
+    for name in ("submit", "step", "has_work", "counters", "explain"):
         assert hasattr(Engine, name) and hasattr(EngineLike, name)
 
 

@@ -18,3 +18,6 @@ class Wrapped:
     @property
     def counters(self) -> Any:
         return self._engine.counters
+
+    def explain(self) -> Any:
+        return self._engine.explain()

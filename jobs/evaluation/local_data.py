@@ -28,7 +28,7 @@ from jobs.evaluation.tasks import Example, Task, find_task
 KNOWN = {
     "cnn_dailymail": ("spec_bench.jsonl", "CNN/DailyMail articles of Spec-Bench"),
     "xsum": ("gum_cc.jsonl", "documents of GUM with one-sentence summaries, in place of XSum"),
-    "openai_humaneval": ("HumanEval.jsonl", "HumanEval"),
+    "humaneval": ("HumanEval.jsonl", "HumanEval"),
 }
 _ID = ("id", "task_id", "question_id")
 _TEXT = ("text", "article", "document", "prompt")
@@ -95,7 +95,7 @@ def _find(task: Task, data: Path | None) -> Path:
     raise ValueError(
         f"task {task.name} reads {', '.join(names[1:])} or the folder {names[0]}, and {where}: "
         f"--data must be a folder with one of them or such a file (with a network, "
-        f"admg-batch prepare dataset {task.name} --output DATA/{task.name} makes one)"
+        f"admg-batch prepare dataset {task.dataset} --output DATA/{task.name} makes one)"
     )
 
 

@@ -4,7 +4,7 @@
 |---|---|---|---|
 | cnn_dailymail | some sentences about an article | after one worked example | the next article |
 | xsum | one sentence about a document | after one worked example | the next article |
-| openai_humaneval | a Python function's body | by the function's head alone | the next statement |
+| humaneval | a Python function's body | by the function's head alone | the next statement |
 
 Chat models get an instruction instead, in their own template, and end by themselves. The form with
 one example is that of Draft & Verify's notebooks (arXiv 2309.08168), which give none for code; the
@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Form = Literal["chat", "base"]
 """A message for the model's chat template, or a text that base models go on with."""
@@ -43,12 +43,14 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What is asked. `words` is the longest text that takes part: none is cut to fit.
+    """What is asked, and the data set that it is named after.
 
-    `max_tokens` leaves room for nearly every reference.
+    `words` is the longest text that takes part: none is cut to fit. `max_tokens` leaves room for
+    nearly every reference.
     """
 
     name: str
+    dataset: str
     instruction: str
     base_stops: tuple[str, ...]
     max_tokens: int
@@ -90,6 +92,7 @@ TASKS: Mapping[str, Task] = {
     for t in (
         Task(
             "cnn_dailymail",
+            "cnn_dailymail",
             "Summarise the article below in three or four short sentences.",
             _NEXT_ARTICLE,
             max_tokens=128,
@@ -97,12 +100,14 @@ TASKS: Mapping[str, Task] = {
         ),
         Task(
             "xsum",
+            "xsum",
             "Summarise the article below in one sentence.",
             _NEXT_ARTICLE,
             max_tokens=64,
             words=800,
         ),
         Task(
+            "humaneval",
             "openai_humaneval",
             "Complete the Python function below. Answer with the whole function in one code block "
             "and with nothing else.",
@@ -124,6 +129,20 @@ def find_task(name: str) -> Task:
     if name not in TASKS:
         raise ValueError(f"task is {name!r}: it must be one of {', '.join(TASKS)}")
     return TASKS[name]
+
+
+def form_of(tokenizer: Any) -> Form:
+    """The form that a model is asked in: chat where it has a template for that."""
+    return "base" if tokenizer.chat_template is None else "chat"
+
+
+def token_ids(prompt: str, form: Form, tokenizer: Any) -> list[int]:
+    """A prompt in the model's tokens, the template and what begins a text included."""
+    if form == "base":
+        return list(tokenizer.encode(prompt))
+    message = [{"role": "user", "content": prompt}]
+    whole = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+    return list(tokenizer.encode(whole, add_special_tokens=False))
 
 
 def program(example: Example, answer: str) -> str:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from jobs.job_file import OwnDraftTable, Table, read_toml
 from jobs.published_sets import PREFIX, SOURCE, published_set
 from pipeline.made_for import MadeFor
@@ -77,7 +79,11 @@ def read_plan(name: str) -> PlanFile:
     """
     if name.startswith(PREFIX):
         return _published(name)
-    tables = {"draft": OwnDraftTable, "model": ModelTable, "made": MadeTable}
+    tables: dict[str, type[BaseModel]] = {
+        "draft": OwnDraftTable,
+        "model": ModelTable,
+        "made": MadeTable,
+    }
     plan = read_toml(str(Path(name).expanduser()), PlanFile, tables, "plan file")
     if plan.model is not None:
         _check_layers(name, plan.values(), plan.model.layers)

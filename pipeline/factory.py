@@ -134,8 +134,14 @@ class ModelFactory:
         patience = Patience(config.storage_patience_seconds)
         remote = remote_checkpoint(config.model, patience)
         path = local_folder(config.model) if remote is None else ""
-        more = {"threads": config.threads, "remote": remote, "made_for": config.made_for}
-        return cls(path, config.engine, config.dtype, **more)
+        return cls(
+            path,
+            config.engine,
+            config.dtype,
+            threads=config.threads,
+            remote=remote,
+            made_for=config.made_for,
+        )
 
     def _folder(self, *, weights: bool) -> str:
         return str(self.remote.folder(weights=weights)) if self.remote else self.path

@@ -104,14 +104,19 @@ class Scheduler:
         return sequence
 
     def next_chunks(self) -> list[Chunk]:
-        """Prompt tokens of the next prefill pass, within `prefill_tokens`; empty if none."""
-        room = self._config.prefill_tokens
+        """Prompt tokens of the next prefill pass, within `prefill_tokens`; empty if none.
+
+        A prompt that does not fit beside others is cut only where the pass would be less than half
+        full without it: else it is whole in the next one, and its sequence is not in two passes.
+        """
+        room = most = self._config.prefill_tokens
         chunks: list[Chunk] = []
         for s in self.running:
-            count = min(s.prompt_length - s.computed, room)
-            if count > 0:
-                chunks.append(Chunk(s, count))
-                room -= count
+            left = s.prompt_length - s.computed
+            waits = left > room and 2 * room <= most
+            if left > 0 and room and not waits:
+                chunks.append(Chunk(s, min(left, room)))
+                room -= chunks[-1].count
         return chunks
 
     def decoding(self) -> list[Sequence]:

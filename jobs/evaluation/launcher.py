@@ -32,46 +32,6 @@ MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV = 1, 2, 4
 NOBODY = 64_987
 LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib")
 MOST_ERROR = 500
-# Exit codes of the child, before the program runs.
-SETUP_FAILED = 97
-
-# Runs inside. What it says it says on descriptor 3, with a word that the program is not given.
-INSIDE = r"""
-import json, os, sys
-word, hooked, source = json.load(sys.stdin)
-sys.stdin.close()
-def tell(status, error="", write=os.write, dump=json.dumps, word=word):
-    write(3, dump({"word": word, "status": status, "error": error}).encode())
-if hooked:
-    refused = ("socket.", "subprocess.", "ctypes.", "shutil.", "os.remove", "os.rename", "os.rmdir",
-               "os.mkdir", "os.ch", "os.lchown", "os.link", "os.symlink", "os.truncate", "os.utime",
-               "os.kill", "os.fork", "os.exec", "os.posix_spawn", "os.spawn", "os.system",
-               "os.setxattr", "os.removexattr", "pty.", "fcntl.", "mmap.", "webbrowser.",
-               "signal.pthread_kill", "syslog.", "ensurepip.", "urllib.")
-    modules = {"ctypes", "_ctypes", "socket", "_socket", "multiprocessing", "_posixsubprocess"}
-    flags = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-    def hook(event, args):
-        if event == "open":
-            mode, how = args[1], args[2]
-            wrong = (isinstance(mode, str) and set(mode) & set("wax+")) or how & flags
-        elif event == "import":
-            wrong = args[0].partition(".")[0] in modules
-        else:
-            wrong = event.startswith(refused)
-        if wrong:
-            raise PermissionError(f"{event} {args[:1]} is not allowed here")
-    sys.addaudithook(hook)
-del word
-status, error = "passed", ""
-try:
-    exec(compile(source, "<program>", "exec"), {"__name__": "__main__"})
-except MemoryError:
-    status = "memory"
-except BaseException as problem:
-    status, error = "failed", f"{type(problem).__name__}: {problem}"[:500]
-tell(status, error)
-os._exit(0)
-"""
 
 
 @dataclass(frozen=True)
@@ -103,7 +63,8 @@ def run(order: Order) -> dict[str, str]:
     Raises:
         OSError: the kernel does not allow the isolation.
     """
-    python = os.path.realpath(sys.executable)
+    with open(os.path.join(os.path.dirname(__file__), "inside.py"), encoding="utf-8") as file:
+        inside = file.read()
     if order.isolation == "namespaces":
         enter_namespaces()
         build_root(order.root)
@@ -111,10 +72,10 @@ def run(order: Order) -> dict[str, str]:
     child = os.fork()
     if child == 0:
         try:
-            become(order, python, asked, answer)
+            become(order, inside, asked, answer)
         except BaseException as error:
-            os.write(3, str(error).encode()[:MOST_ERROR])
-        os._exit(SETUP_FAILED)
+            os.write(3, f"{order.word}{error}".encode()[:MOST_ERROR])
+        os._exit(1)
     os.close(asked[0])
     os.close(answer[1])
     hooked = order.isolation == "limits"
@@ -144,16 +105,16 @@ def wait(child: int, seconds: float) -> tuple[int, bool]:
 
 def judge(order: Order, code: int, late: bool, said: bytes) -> dict[str, str]:
     """What the program's end and its last word mean."""
-    if os.WIFEXITED(code) and os.WEXITSTATUS(code) == SETUP_FAILED:
-        raise OSError(said.decode(errors="replace"))
+    text = said.decode(errors="replace")
+    if text.startswith(order.word):
+        raise OSError(text.removeprefix(order.word))
     if late or (os.WIFSIGNALED(code) and os.WTERMSIG(code) == signal.SIGXCPU):
         return {"status": "timed out", "error": f"after {order.seconds:g} s"}
-    try:
-        told = json.loads(said)
+    # Without the word it was not us who said it: the program wrote into our pipe.
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        told = json.loads(text)
         if told["word"] == order.word:
             return {"status": str(told["status"]), "error": str(told["error"])}
-    except (ValueError, TypeError, KeyError):
-        pass  # not said by us: the program ended itself, or wrote into our pipe
     if os.WIFSIGNALED(code):
         return {"status": "failed", "error": f"signal {os.WTERMSIG(code)}"}
     return {"status": "failed", "error": "ended before its tests"}
@@ -227,8 +188,9 @@ def set_read_only(path: str) -> None:
     )
 
 
-def become(order: Order, python: str, asked: tuple[int, int], answer: tuple[int, int]) -> None:
-    """In the child: give up everything, and become the program's interpreter."""
+def become(order: Order, inside: str, asked: tuple[int, int], answer: tuple[int, int]) -> None:
+    """In the child: give up everything, and become an interpreter of the script `inside`."""
+    python = os.path.realpath(sys.executable)
     os.setsid()
     nothing = os.open(os.devnull, os.O_WRONLY)
     os.dup2(asked[0], 0)
@@ -263,7 +225,7 @@ def become(order: Order, python: str, asked: tuple[int, int], answer: tuple[int,
         (resource.RLIMIT_NPROC, 1),
     ):
         resource.setrlimit(name, (most, most))
-    os.execve(python, [python, "-I", "-S", "-c", INSIDE], {"LC_ALL": "C.UTF-8"})
+    os.execve(python, [python, "-I", "-S", "-c", inside], {"LC_ALL": "C.UTF-8"})
 
 
 def call(name: str, *arguments: object) -> None:

@@ -89,7 +89,7 @@ def run_program(source: str, isolation: Isolation, limits: Limits | None = None)
             f"model-written code cannot be run here with the isolation {isolation!r}: "
             f"{result['error']}"
         )
-    return Outcome(result["status"], result["error"])
+    return Outcome(result["status"], result["error"].encode(errors="replace").decode())
 
 
 def check_isolation(isolation: Isolation) -> None:

@@ -66,6 +66,8 @@ def test_a_program_that_runs_to_its_end_passes(isolation: Isolation) -> None:
         ("import subprocess\nsubprocess.run(['/bin/true'])", "failed"),
         ("import sys\nsys.exit(0)", "failed SystemExit"),
         ("import os\nos._exit(0)", "failed ended before its tests"),
+        ("import os\nos._exit(1)", "failed ended before its tests"),
+        ("raise Exception('\\ud800' + 'x' * 9999)", "failed Exception: ?xxx"),
         ("def f(): f()\nf()", "failed RecursionError"),
         ("import os\nos.kill(os.getppid(), 9)\nos.kill(-1, 9)", "failed"),
     ],

@@ -1,0 +1,132 @@
+"""From a record to the numbers of the page; pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.bench.paper.bootstrap import Counts, Estimate, difference, estimate, ratio
+from jobs.bench.paper.record import Record
+from jobs.bench.paper.rows import Rows, joined, stacked
+from jobs.bench.paper.settings import LAWS
+
+Sets = list[Rows]
+_SEED = 20241001  # of all resamples: the same record gives the same page
+
+
+def tasks_of(record: Record) -> list[str]:
+    """The tasks of a run."""
+    return list(record.about["tasks"])
+
+
+def rows_in(record: Record, name: str, task: str, law: str) -> Rows | None:
+    """What a cell has counted; None where it was not run."""
+    cell: Mapping[str, Any] = record.cells.get(name, {})
+    found = cell.get("rows", {}).get(f"{task}/{law}")
+    return None if found is None else Rows.from_dict(found)
+
+
+def system_rows(record: Record, system: str, task: str, law: str) -> Sets:
+    """The rows of a system of the main table: several sets where it stands for several."""
+    others = [t for t in tasks_of(record) if t != task]
+    if system == "draft-verify-other":
+        names = [f"main/draft-verify@{t}" for t in others]
+    elif system in ("draft-verify", "admg", "best-fixed"):
+        names = [f"main/{system}@{task}"]
+    elif system == "random":
+        names = [n for n in record.cells if n.startswith("main/random@")]
+    else:
+        names = [f"main/{system}"]
+    return [rows for n in names if (rows := rows_in(record, n, task, law)) is not None]
+
+
+def control_rows(record: Record, count: int, kind: str, task: str, law: str) -> Sets:
+    """The rows of a control: `admg`, `random`, `ranked` (on the task itself) or `best`."""
+    start = f"control/{count}/"
+    if kind == "best":
+        from jobs.bench.paper.run import best_fixed
+
+        name = best_fixed(record.cells, count, task)
+        names = [] if name is None else [name]
+    elif kind == "random":
+        names = [n for n in record.cells if n.startswith(f"{start}random@")]
+    else:
+        names = [f"{start}{kind}" if kind == "admg" else f"{start}ranked@{task}"]
+    return [rows for n in names if (rows := rows_in(record, n, task, law)) is not None]
+
+
+def over_tasks(parts: Sequence[Sets]) -> Sets:
+    """Set by set, the rows of several tasks one after another; as many sets as all of them have."""
+    if not parts or any(not sets for sets in parts):
+        return []
+    return [joined(rows) for rows in zip(*parts, strict=False)]
+
+
+def per_pass(sets: Sets) -> Counts:
+    """Tokens per target pass."""
+    return stacked(sets, "committed", "passes")
+
+
+def acceptance(sets: Sets) -> Counts:
+    """Accepted over drafted tokens."""
+    return stacked(sets, "accepted", "drafted")
+
+
+def told(counts: Counts) -> Estimate | None:
+    """A number with its error."""
+    return estimate(counts, seed=_SEED)
+
+
+def apart(a: Counts, b: Counts) -> Estimate | None:
+    """How much one is above the other, on the same prompts."""
+    return difference(a, b, seed=_SEED)
+
+
+def times(a: Counts, b: Counts) -> Estimate | None:
+    """How many times one is the other, on the same prompts."""
+    return ratio(a, b, seed=_SEED)
+
+
+@dataclass(frozen=True, slots=True)
+class Lossless:
+    """Rows that were decoded by a drafter, and those whose tokens are plain decoding's."""
+
+    rows: int
+    identical: int
+
+
+def lossless(record: Record, section: str = "") -> Lossless:
+    """Over all cells of a section (all of them: "") but plain decoding itself."""
+    rows = [
+        same
+        for name, cell in record.cells.items()
+        if name.startswith(section) and name != "main/plain" and not name.startswith("timed/")
+        for part in cell.get("rows", {}).values()
+        for same in part["identical"]
+    ]
+    return Lossless(len(rows), sum(rows))
+
+
+def timed_rows(record: Record, system: str, task: str, law: str) -> list[Rows]:
+    """One for each repeat that timed the system."""
+    found = []
+    for name, cell in record.cells.items():
+        if name.startswith(f"timed/{task}/{law}/") and system in cell["rows"]:
+            found.append(Rows.from_dict(cell["rows"][system]))
+    return found
+
+
+def speed(rows: Sequence[Rows], prefill: bool) -> Counts:
+    """Tokens per second of rows, repeats summed; the first token belongs to the prefill."""
+    over = [sum(r.tokens[i] - (not prefill) for r in rows) for i in range(len(rows[0]))]
+    under = [
+        sum(r.decode_seconds[i] + prefill * r.prefill_seconds[i] for r in rows)
+        for i in range(len(rows[0]))
+    ]
+    return Counts.of(over, under)
+
+
+def both_laws() -> tuple[str, ...]:
+    """The laws, in the order of the page."""
+    return tuple(LAWS)

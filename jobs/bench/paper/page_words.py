@@ -1,0 +1,42 @@
+"""What the page says that is not a number of a run: settings, readings, and what is missing."""
+
+SETTING = """\
+All systems decode the same prompts with the same noise (shared-noise verification), so a row's
+text is plain decoding's whatever drafts it, and the quality of all systems is that of the model.
+± is the standard error, intervals are 95 %, both by the bootstrap over prompts; differences are
+resampled in pairs. Where a system is several random sets, these are resampled too. Tokens per
+target pass count recovered and bonus tokens and leave the prefill out. What a draft pass saves is
+in bytes of bf16 for one sequence."""
+
+MODELLED = """\
+Computed, not measured: a roofline of bandwidth and operations (`jobs/modelled.py` has the formula),
+bf16, each row as one of a batch of sequences like it, at its own context. In a batch a layer's
+weights are saved only where all sequences drop it, so that per-input sets save less than one set
+for all. A small model on a fast GPU is bound by launches, which the roofline does not know. "here"
+is this machine by its measured peaks."""
+
+READING = """\
+ADMG-style, our reading: the paper's algorithm listing, threshold values and two structural rules
+were not available to us. A layer whose mean cosine between its attention's input and output (in the
+residual stream, over the prompt) is at or above a threshold is dropped. Rule 1, as we read it: a
+kept layer between two dropped ones is dropped too if it is at most a margin (0.005) below the
+threshold. Rule 2, as we read it: so is the run of layers before the last one. The first and the
+last layer stay. Each of these is a parameter with an ablation above."""
+
+MISSING = """\
+- The paper's own numbers: its result tables and the drafting thresholds were not available, so
+  nothing here is set beside them. Speedups published for Draft & Verify and SWIFT come from loops
+  bound by kernel launches at batch 1, which this engine is not.
+- Llama-2-13B, -Chat and CodeLlama-13B: the same command with `--model` runs them; here it was run
+  on the model that is named above.
+- SWIFT itself: what is compared is its idea, a set searched for while serving, by our own search
+  and without its token tree. Its rows depend on the order of the prompts.
+- XSum's own documents, where the source above names others in their place."""
+
+HOLDS = """\
+What does not depend on size: the losslessness of every row, the order of what is left out at equal
+bytes, and how the controls are built. What does: how many layers can go (published sets drop 22 to
+24 of 40 attention layers of 13B models, far more than is good here), whether thresholds carry over
+from one kind of text to another, and every speedup: a 135M model with three KV heads reads few keys
+and values, so what dropping attention saves is small here. On 13B with full attention heads most
+bytes of a full batch are keys and values, and only a run with such a model says what that gives."""

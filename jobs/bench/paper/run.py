@@ -1,0 +1,222 @@
+"""The run: stage after stage, each cell kept as soon as it is finished.
+
+Later stages need what earlier ones found: thresholds from similarities, sets from a search, the
+best fixed set from the controls. So a stage makes its cells from the record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from admg.config import DraftConfig, SimilarityMean
+from admg.draft_rules import DropRule, RandomSets
+from admg.layer_sets import drawn
+from jobs.bench.paper import variants
+from jobs.bench.paper.ablations import MEANS, ablation_cells
+from jobs.bench.paper.calibration import frequent_sets, ranked_set, threshold_for
+from jobs.bench.paper.cells import Cell, described
+from jobs.bench.paper.decoding import Decoder, rows_of, same, trail
+from jobs.bench.paper.progress import Progress
+from jobs.bench.paper.record import Record
+from jobs.bench.paper.rows import Rows, joined
+from jobs.bench.paper.search import Search
+from jobs.bench.paper.settings import LAWS, Settings
+
+_PLAIN = "main/plain"
+# Distinct sets that ADMG chose most often, and random ones, that are tried as fixed sets.
+_FREQUENT, _DRAWN = 3, 2
+
+
+class Counting:
+    """Everything that is counted and not timed.
+
+    Args:
+        settings: what is asked for.
+        decoder: the model and the prompts.
+        record: what there is already; gets what is found.
+        keep: writes the record.
+        progress: hears of every cell.
+        search: finds Draft & Verify's sets.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        decoder: Decoder,
+        record: Record,
+        keep: Callable[[], None],
+        progress: Progress,
+        search: Search,
+    ) -> None:
+        self._settings, self._decoder, self._record = settings, decoder, record
+        self._keep, self._progress, self._search = keep, progress, search
+        self._layers = decoder.model.config.num_layers
+
+    def run(self) -> None:
+        """All stages that were asked for."""
+        settings = self._settings
+        for kind in MEANS:
+            self._calibrate(kind)
+        for task in settings.tasks:
+            self._find_set(task)
+        self._decode(variants.plain_cell(settings))
+        self._decode_all(
+            variants.main_cells(settings, self._layers, self.sets(), self.thresholds())
+        )
+        self._decode_all(variants.control_cells(settings, self._layers, self._ranked()))
+        for share in settings.sizes.levels:
+            self._decode_all(self._pool(variants.wanted_layers(share, self._layers)))
+        self._decode_all(variants.best_fixed_cells(settings, self._best()))
+        self._decode_all(self._ablations())
+
+    def thresholds(self) -> dict[str, float]:
+        """ADMG's, by the task whose held-out prompts they are calibrated on."""
+        wanted = variants.wanted_layers(variants.SHARE, self._layers)
+        rule = DropRule(threshold=0.0)
+        return {
+            task: threshold_for(rows, wanted, rule)
+            for task, rows in self._similarities("mean").items()
+        }
+
+    def sets(self) -> dict[str, DropRule]:
+        """Draft & Verify's, by the task that they were searched on."""
+        cells = {t: self._record.cells.get(f"search/{t}") for t in self._settings.tasks}
+        return {
+            task: variants.fixed_set(cell["attention"], cell["mlps"])
+            for task, cell in cells.items()
+            if cell is not None
+        }
+
+    def _calibrate(self, kind: SimilarityMean) -> None:
+        name = f"calibration/{kind}"
+        if name in self._record.cells:
+            return
+        self._progress.begin(name)
+        draft = DraftConfig(similarity=kind)
+        found = {
+            task: self._decoder.similarities(self._decoder.tasks[task].held_out, draft)
+            for task in self._settings.tasks
+        }
+        rounded = {t: [[round(v, 6) for v in row] for row in rows] for t, rows in found.items()}
+        self._store(name, {"similarities": rounded})
+
+    def _similarities(self, kind: SimilarityMean) -> dict[str, list[list[float]]]:
+        found: dict[str, list[list[float]]] = self._record.cells[f"calibration/{kind}"][
+            "similarities"
+        ]
+        return found
+
+    def _find_set(self, task: str) -> None:
+        name = f"search/{task}"
+        if name in self._record.cells or "main" not in self._settings.sections:
+            return
+        self._progress.begin(name)
+        self._store(name, self._search(self._decoder.tasks[task]))
+
+    def _ranked(self) -> dict[str, dict[int, tuple[int, ...]]]:
+        counts = [
+            variants.wanted_layers(share, self._layers) for share in self._settings.sizes.levels
+        ]
+        return {
+            task: {count: ranked_set(rows, count) for count in counts}
+            for task, rows in self._similarities("mean").items()
+        }
+
+    def _pool(self, count: int) -> list[Cell]:
+        """Further fixed sets to choose the best of in hindsight."""
+        cell = self._record.cells.get(f"control/{count}/admg")
+        if cell is None:
+            return []
+        chosen = [s for rows in cell["rows"].values() for s in rows["dropped"]]
+        known = {tuple(by_count[count]) for by_count in self._ranked().values()}
+        random = [
+            drawn(RandomSets(count, seed=self._settings.seed), self._layers, f"fixed {i}").attention
+            for i in range(_DRAWN)
+        ]
+        found = dict.fromkeys([*frequent_sets(chosen, _FREQUENT), *random])
+        new = [layers for layers in found if layers not in known]
+        return [
+            variants.fixed_control(self._settings, count, f"pool@{i}", layers)
+            for i, layers in enumerate(new)
+        ]
+
+    def _best(self) -> dict[str, DropRule]:
+        count = variants.wanted_layers(variants.SHARE, self._layers)
+        found = {}
+        for task in self._settings.tasks:
+            name = best_fixed(self._record.cells, count, task)
+            if name is not None:
+                layers = self._record.cells[name]["draft"]["drop"]["attention"]
+                found[task] = variants.fixed_set(layers)
+        return found
+
+    def _ablations(self) -> list[Cell]:
+        tasks = [self._decoder.tasks[t] for t in self._settings.tasks]
+        sizes = self._settings.sizes
+        lengths = [len(p) + sizes.short for t in tasks for p in t.prompts[: sizes.ablated]]
+        pooled = {
+            kind: [row for rows in self._similarities(kind).values() for row in rows]
+            for kind in MEANS
+        }
+        return ablation_cells(self._settings, self._layers, sum(lengths) / len(lengths), pooled)
+
+    def _decode_all(self, cells: Sequence[Cell]) -> None:
+        asked = (self._settings.sections, self._settings.cells)
+        wanted = [c for c in cells if c.wanted(*asked) and c.name not in self._record.cells]
+        for cell in wanted:
+            requests = self._decoder.requests(cell)
+            self._progress.expect(cell.name, sum(r.sampling.max_tokens for r in requests))
+        for cell in wanted:
+            self._decode(cell)
+
+    def _decode(self, cell: Cell) -> None:
+        if cell.name in self._record.cells:
+            return
+        self._progress.begin(cell.name)
+        requests = self._decoder.requests(cell)
+        done = self._decoder.decode(cell.draft, requests)
+        trails: dict[str, list[list[int]]] = {}
+        rows = {}
+        for task in cell.tasks:
+            for law in cell.laws:
+                place = f"{task}/{law}"
+                mine = [(r, done[r.key]) for r in requests if r.key.startswith(f"{place}/")]
+                ids = [c.token_ids for _, c in mine]
+                plain = [trail(i) for i in ids]
+                if cell.name == _PLAIN:
+                    trails[place] = plain
+                else:
+                    plain = self._record.cells[_PLAIN]["trails"][place]
+                identical = [
+                    same(i, p, r.sampling.max_tokens)
+                    for i, p, (r, _) in zip(ids, plain, mine, strict=False)
+                ]
+                scores = self._scores(cell, task, [c.text or "" for _, c in mine])
+                rows[place] = rows_of(
+                    [c for _, c in mine], cell.draft, self._decoder.model, identical, scores
+                ).to_dict()
+        value: dict[str, Any] = {"draft": described(cell.draft), "rows": rows}
+        self._store(cell.name, value | ({"trails": trails} if trails else {}))
+
+    def _scores(self, cell: Cell, task: str, texts: Sequence[str]) -> dict[str, list[float]]:
+        """Where completions are whole."""
+        if cell.tokens is not None:
+            return {}
+        return self._decoder.tasks[task].score(texts)
+
+    def _store(self, name: str, value: Mapping[str, Any]) -> None:
+        seconds = self._progress.end(name)
+        self._record.cells[name] = {**value, "seconds": round(seconds, 2)}
+        self._keep()
+
+
+def best_fixed(cells: Mapping[str, Any], count: int, task: str) -> str | None:
+    """The name of the control whose fixed set commits most tokens per pass on a task."""
+    found: dict[str, float] = {}
+    for name, cell in cells.items():
+        if name.startswith((f"control/{count}/ranked@", f"control/{count}/pool@")):
+            parts = [Rows.from_dict(cell["rows"][f"{task}/{law}"]) for law in LAWS]
+            rows = joined(parts)
+            found[name] = sum(rows.committed) / max(1, sum(rows.passes))
+    return max(found, key=lambda name: (found[name], name)) if found else None

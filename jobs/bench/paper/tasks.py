@@ -1,0 +1,45 @@
+"""The three kinds of text of the comparison: prompts, stops, references and scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Score = Callable[[Sequence[str]], dict[str, list[float]]]
+
+
+def no_scores(texts: Sequence[str]) -> dict[str, list[float]]:
+    """Of a task without metrics."""
+    return {}
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Prompts of one kind.
+
+    `prompts` are token ids that every system decodes, `held_out` others for calibrating.
+    `score` gives the `metrics` of completions of the first prompts, a value each.
+    """
+
+    name: str
+    title: str
+    source: str
+    prompts: list[list[int]]
+    held_out: list[list[int]]
+    max_tokens: int
+    stop: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
+    score: Score = no_scores
+
+    def about(self) -> dict[str, Any]:
+        """What the record keeps of it: where it comes from, how long prompts are, no text."""
+        return {
+            "title": self.title,
+            "source": self.source,
+            "lengths": [len(p) for p in self.prompts],
+            "held_out_lengths": [len(p) for p in self.held_out],
+            "max_tokens": self.max_tokens,
+            "stop": list(self.stop),
+            "metrics": list(self.metrics),
+        }

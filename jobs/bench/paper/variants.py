@@ -1,0 +1,170 @@
+"""Which drafters are compared: the rows of the main table, and the controls.
+
+The published methods draft up to 12 tokens and end a draft where the model is not sure (Draft &
+Verify's exit, which ADMG takes over); so do the systems of the main table. In the controls every
+draft has 4 tokens, so that tokens per target pass compare the choice of layers and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from admg.config import DraftConfig
+from admg.draft_rules import DropRule, RandomSets, SearchedSets, WindowRule
+from jobs.bench.paper.cells import Cell
+from jobs.bench.paper.decoding import WINDOW
+from jobs.bench.paper.settings import LAWS, Settings
+
+# As in the experiments of Draft & Verify's repository (2309.08168).
+EXIT, LONGEST = 0.6, 12
+# Of the controls and ablations.
+FIXED_TOKENS = 4
+# Shares of the attention layers that ADMG's thresholds are calibrated to drop.
+SHARE = 0.25
+# MLPs to attention layers in the published sets for Llama-2-13B: 10 to 24.
+MLPS = 10 / 24
+
+PLAIN = DraftConfig(drafter="none")
+_PAPER: dict[str, Any] = {
+    "draft_tokens": LONGEST,
+    "exit_threshold": EXIT,
+    "hole_filling": False,
+}
+_FIXED: dict[str, Any] = {"draft_tokens": FIXED_TOKENS, "hole_filling": False}
+
+SYSTEMS = {
+    "plain": "plain decoding",
+    "draft-verify": "Draft & Verify, searched on the same kind of text",
+    "draft-verify-other": "Draft & Verify, searched on other text",
+    "swift": "SWIFT-like: one set, searched while decoding",
+    "random": "random sets of equal size",
+    "best-fixed": "best fixed set in hindsight",
+    "admg": "ADMG, our reading",
+    "admg-filled": "ADMG + hole filling",
+    "admg-budgets": "ADMG + hole filling + attention budgets",
+    "auto": "ADMG + all our extensions, chosen by the controller",
+}
+
+
+def wanted_layers(share: float, num_layers: int) -> int:
+    """So many attention layers are that share; at least one."""
+    return max(1, round(share * num_layers))
+
+
+def fixed_set(attention: Sequence[int], mlps: Sequence[int] = ()) -> DropRule:
+    """These sub-layers, whatever the prompt."""
+    return DropRule(attention=tuple(sorted(attention)), mlps=tuple(sorted(mlps)))
+
+
+def plain_cell(settings: Settings) -> Cell:
+    """Plain decoding: what everything else is compared with."""
+    return Cell("main/plain", PLAIN, settings.tasks, tuple(LAWS), settings.sizes.prompts)
+
+
+def main_cells(
+    settings: Settings,
+    num_layers: int,
+    sets: Mapping[str, DropRule],
+    thresholds: Mapping[str, float],
+) -> list[Cell]:
+    """The systems of the main table but for the best fixed set, and of the robustness table.
+
+    Args:
+        sets: Draft & Verify's, by the task that they were searched on.
+        thresholds: ADMG's, by the task that they were calibrated on.
+    """
+    count = wanted_layers(SHARE, num_layers)
+    searched = SearchedSets(count, round(count * MLPS), seed=settings.seed)
+    drafts: dict[str, DraftConfig] = {}
+    for task, found in sets.items():
+        drafts[f"draft-verify@{task}"] = DraftConfig(drop=found, **_PAPER)
+    drafts["swift"] = DraftConfig(sets=searched, **_PAPER)
+    for i in range(settings.sizes.random_sets):
+        drafts[f"random@{i}"] = DraftConfig(
+            sets=RandomSets(count, seed=_seed(settings, i)), **_PAPER
+        )
+    for task, threshold in thresholds.items():
+        drafts[f"admg@{task}"] = DraftConfig(drop=DropRule(threshold=threshold), **_PAPER)
+    extended = _PAPER | {"hole_filling": True}
+    drop = DropRule(count=count)
+    drafts["admg-filled"] = DraftConfig(drop=drop, **extended)
+    half = DropRule(count=wanted_layers(SHARE / 2, num_layers))
+    windows = WindowRule(share=0.5, window=WINDOW)
+    drafts["admg-budgets"] = DraftConfig(drop=half, windows=windows, **extended)
+    drafts["auto"] = DraftConfig(drafter="auto", drop=drop, lookup_store_tokens=0)
+    every = (settings.tasks, tuple(LAWS), settings.sizes.prompts)
+    return [Cell(f"main/{name}", draft, *every) for name, draft in drafts.items()]
+
+
+def best_fixed_cells(settings: Settings, best: Mapping[str, DropRule]) -> list[Cell]:
+    """The best fixed set of each task, in the setting of the main table."""
+    return [
+        Cell(
+            f"main/best-fixed@{task}",
+            DraftConfig(drop=rule, **_PAPER),
+            (task,),
+            tuple(LAWS),
+            settings.sizes.prompts,
+        )
+        for task, rule in best.items()
+    ]
+
+
+def control_cells(
+    settings: Settings, num_layers: int, ranked: Mapping[str, Mapping[int, Sequence[int]]]
+) -> list[Cell]:
+    """Per-input choice, random sets, and fixed sets, all of equal size and draft length.
+
+    Args:
+        ranked: by task and number of layers, the set that the mean similarity of the task's
+            held-out prompts chooses: the same measure, but one set for all inputs.
+    """
+    every = (settings.tasks, tuple(LAWS), settings.sizes.prompts, settings.sizes.short)
+    cells = []
+    for share in settings.sizes.levels:
+        count = wanted_layers(share, num_layers)
+        per_input = DraftConfig(drop=DropRule(count=count), **_FIXED)
+        cells.append(Cell(f"control/{count}/admg", per_input, *every))
+        for i in range(settings.sizes.random_sets):
+            sets = RandomSets(count, seed=_seed(settings, i))
+            cells.append(
+                Cell(f"control/{count}/random@{i}", DraftConfig(sets=sets, **_FIXED), *every)
+            )
+        for task, by_count in ranked.items():
+            cells.append(fixed_control(settings, count, f"ranked@{task}", by_count[count]))
+    return cells
+
+
+def fixed_control(settings: Settings, count: int, name: str, layers: Sequence[int]) -> Cell:
+    """One fixed set in the setting of the controls."""
+    draft = DraftConfig(drop=fixed_set(layers), **_FIXED)
+    sizes = settings.sizes
+    return Cell(
+        f"control/{count}/{name}", draft, settings.tasks, tuple(LAWS), sizes.prompts, sizes.short
+    )
+
+
+def timed_drafts(
+    task: str, sets: Mapping[str, DropRule], thresholds: Mapping[str, float], num_layers: int
+) -> dict[str, DraftConfig]:
+    """The systems that are timed on a task, plain decoding first."""
+    extended = _PAPER | {"hole_filling": True}
+    drop = DropRule(count=wanted_layers(SHARE, num_layers))
+    drafts = {"plain": PLAIN}
+    if task in sets:
+        drafts["draft-verify"] = DraftConfig(drop=sets[task], **_PAPER)
+    drafts["admg"] = DraftConfig(drop=DropRule(threshold=thresholds[task]), **_PAPER)
+    drafts["admg-filled"] = DraftConfig(drop=drop, **extended)
+    drafts["auto"] = DraftConfig(drafter="auto", drop=drop, lookup_store_tokens=0)
+    return drafts
+
+
+def without_filling(draft: DraftConfig) -> DraftConfig:
+    """The same with nothing in the place of what is dropped."""
+    return replace(draft, hole_filling=False)
+
+
+def _seed(settings: Settings, i: int) -> int:
+    return 1000 * settings.seed + i

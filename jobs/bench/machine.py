@@ -36,7 +36,14 @@ def _cpu() -> str:
 def versions(model: str) -> dict[str, str]:
     """Of the interpreter, the libraries and the model's folder (peers add their own)."""
     found = {"python": platform.python_version(), "model": Path(model).name}
-    return found | {name: importlib.metadata.version(name) for name in _DISTRIBUTIONS}
+    return found | {name: _version(name) for name in _DISTRIBUTIONS}
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout
+        return "not installed"
 
 
 def commit() -> str | None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
 
 from jobs.console import duration
@@ -26,6 +26,15 @@ if TYPE_CHECKING:
     from jobs.report.compare import Comparison
 
 _MOST_FILES = 50
+
+
+class Table(Protocol):
+    """A table of texts."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str
 
 
 def check_place(html: str, *outputs: str) -> None:
@@ -111,6 +120,13 @@ def comparison_page(comparison: Comparison) -> str:
         differences=views.differences(comparison),
         plots=views.plots(comparison),
     )
+
+
+def measurements_page(
+    title: str, drawn: Sequence[plots.Plot], tables: Sequence[Table], facts: Mapping[str, str]
+) -> str:
+    """The page of a benchmark: its plots, its tables, and what it was measured with."""
+    return _render("measurements.html", title=title, plots=drawn, tables=tables, facts=facts)
 
 
 def _name_of(output: str) -> str:

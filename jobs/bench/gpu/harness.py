@@ -1,0 +1,190 @@
+"""The whole run: device, costs, text; an interruption at any time leaves what is known by then."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import subprocess
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jobs.bench.gpu import text as texts
+from jobs.bench.gpu.cells import Grid, grid_of
+from jobs.bench.gpu.clock import Clock, LeftOutError, ask
+from jobs.bench.gpu.measuring import Costs, measure
+from jobs.bench.gpu.tiny_model import SHAPE, tiny_model
+from jobs.bench.machine import commit, machine, versions
+from jobs.bench.process import Worker
+from pipeline.cache import cache_dir
+
+Say = Callable[[str], None]
+
+# Of the time, where text is measured too, what the costs may use up.
+COSTS_SHARE = 0.5
+_PROBE_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What is asked for. `model` is widened for the text part, unless it is wide already.
+
+    Raises:
+        ValueError: a value outside its range, by the name of its option.
+    """
+
+    shape: str = "llama-2-13b"
+    parts: tuple[str, ...] = ("dummy", "widened")
+    device: str = "cuda"
+    tiny: bool = False
+    minutes: float = 10.0
+    model: str = "demo"
+    folder: Path | None = None
+    threads: int = 1
+    data: Path | None = None
+    peer_python: str | None = None
+
+    def __post_init__(self) -> None:
+        from jobs.bench.systems import check_peer
+        from jobs.shapes import shape_named
+
+        shape_named(self.shape)
+        if not 0 < self.minutes <= 240:
+            raise ValueError(f"--minutes is {self.minutes:g}: it must be above 0 and at most 240")
+        if self.device == "cpu" and not self.tiny and "dummy" in self.parts:
+            raise ValueError(f"--device is cpu: it must be cuda for {self.shape}, or add --tiny")
+        if self.peer_python is not None:
+            check_peer(self.peer_python)
+
+
+@dataclass
+class Found:
+    """What has been measured so far. `shape` is that of the costs."""
+
+    settings: Settings
+    grid: Grid
+    started: str
+    machine: dict[str, Any]
+    versions: dict[str, str]
+    commit: str | None
+    costs: Costs = field(default_factory=Costs)
+    text: texts.Text = field(default_factory=texts.Text)
+    seconds: float = 0.0
+    interrupted: bool = False
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing at all was measured."""
+        return not self.costs.timed and not any(r.outcomes for r in self.text.reports)
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that is not there; on "cpu" no process of this run sees another one.
+
+    Raises:
+        ValueError: torch sees no CUDA device.
+    """
+    if device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ValueError(
+            "--device is cuda: torch sees no CUDA device here, so it must be cpu, with --tiny"
+        )
+
+
+def run(settings: Settings, say: Say) -> Found:
+    """Measure everything that there is time for; Ctrl-C ends it with what there is."""
+    clock = Clock(settings.minutes)
+    found = Found(
+        settings,
+        grid_of(settings.shape, settings.tiny),
+        datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        machine(settings.threads, "bfloat16") | driver(),
+        versions(settings.model),
+        commit(),
+    )
+    try:
+        _probe(found, say)
+        if "dummy" in settings.parts:
+            part = clock.part(COSTS_SHARE if "widened" in settings.parts else 1.0)
+            with _kept(found.costs.left_out, "the rest of the costs", say):
+                measure(found.grid, found.costs, part, settings.threads, say)
+        if "widened" in settings.parts:
+            with _kept(found.text.left_out, "the rest of the real text", say):
+                _text(found, clock, say)
+    except KeyboardInterrupt:
+        found.interrupted = True
+    found.seconds = clock.spent
+    return found
+
+
+@contextmanager
+def _kept(left_out: dict[str, str], what: str, say: Say) -> Iterator[None]:
+    """Whatever breaks inside costs what would have come, and not what has been measured."""
+    try:
+        yield
+    except Exception as error:
+        say(traceback.format_exc())
+        left_out[what] = f"{type(error).__name__}: {error}"
+
+
+def _probe(found: Found, say: Say) -> None:
+    say("probing the device")
+    with Worker("probe", threads=found.settings.threads, module="jobs.bench.probe") as worker:
+        try:
+            found.machine |= ask(worker, _PROBE_SECONDS, "probe", dtype="bfloat16")
+        except LeftOutError as error:
+            found.costs.left_out["the device's peaks"] = str(error)
+
+
+def _text(found: Found, clock: Clock, say: Say) -> None:
+    settings, text = found.settings, found.text
+    with tempfile.TemporaryDirectory(prefix="admg-batch-bench-") as scratch:
+        model, shape, folder = settings.model, settings.shape, settings.folder
+        if settings.tiny:
+            model, shape = str(tiny_model(Path(scratch) / "tiny")), SHAPE
+        if settings.tiny:
+            folder = Path(scratch) / "widened"
+        elif folder is None:  # 20 GB that the next run need not make again
+            folder = cache_dir() / f"widened-{shape}-{Path(model).name}"
+        try:
+            making = clock.part(0.5)
+            wide = texts.widened_folder(model, shape, folder, settings.device, making, say)
+            text.made_seconds = making.spent
+        except LeftOutError as error:
+            text.left_out["real text"] = str(error)
+            say(f"left out: real text: {error}")
+            return
+        texts.measure_text(
+            wide,
+            text,
+            texts.TINY if settings.tiny else texts.FULL,
+            clock,
+            say,
+            threads=settings.threads,
+            data=settings.data,
+            peer_python=settings.peer_python,
+        )
+
+
+def driver() -> dict[str, str]:
+    """The driver and the device as nvidia-smi names them; nothing where there is none."""
+    command = [
+        "nvidia-smi",
+        "--query-gpu=name,driver_version,memory.total",
+        "--format=csv,noheader",
+    ]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+    lines = done.stdout.strip().splitlines()
+    parts = [part.strip() for part in lines[0].split(",")] if lines and not done.returncode else []
+    return dict(zip(("gpu", "driver", "gpu_memory"), parts, strict=False))

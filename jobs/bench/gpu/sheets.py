@@ -1,0 +1,231 @@
+"""A run's tables as plain values: the terminal and the page show the same ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from admg.families import ModelConfig, parse_model_config
+from jobs.bench.gpu.harness import Found
+from jobs.bench.gpu.text import figures
+from jobs.bench.gpu.worth import (
+    ACCEPTANCE,
+    ByCost,
+    Timed,
+    by_cost,
+    prefill_flops,
+    tokens_per_second,
+)
+from jobs.bench.memory import model_shape
+from jobs.devices import GPUS, Device
+from jobs.shapes import shape_named
+from jobs.sizing import step_seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """A table with its title and a sentence about it."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+
+
+def data_sheet(found: Found) -> Device | None:
+    """The device by its data sheet, if it is in our table."""
+    name = str(found.machine.get("gpu") or found.machine.get("device", ""))
+    known = sorted(GPUS.values(), key=lambda g: -len(g.name))
+    return next((g for g in known if g.name.split("-")[0] in name), None)
+
+
+def measured_device(found: Found) -> Device | None:
+    """The device as the probe found it."""
+    peaks = [found.machine.get(key) for key in ("peak_gbs", "peak_gflops")]
+    if None in peaks:
+        return None
+    return Device("measured", float(peaks[0]) * 1e9, float(peaks[1]) * 1e9)
+
+
+def roofline_share(found: Found, timed: Timed, device: Device | None) -> float | None:
+    """The least time that a plain step can take on the device, over the time that it took."""
+    if device is None:
+        return None
+    context = int(timed.answer["context"])
+    least, _ = step_seconds(_model(found), device, timed.batch, context)
+    return float(least / timed.answer["round_seconds"])
+
+
+def prefill_tflops(found: Found, timed: Timed) -> float:
+    """What a prefill reached, in 10^12 operations per second."""
+    shape = model_shape(_model(found), 2)
+    sizes = (shape.matmul_parameters, shape.attention_width)
+    flops = prefill_flops(*sizes, timed.batch, timed.cell.context)
+    return flops / float(timed.answer["round_seconds"]) / 1e12
+
+
+def sheets(found: Found) -> list[Sheet]:
+    """All tables that have a row."""
+    made = [_plain(found), _prefill(found), _drafts(found), _verify(found), _worth(found)]
+    return [s for s in (*made, _text(found), _left_out(found)) if s.rows]
+
+
+def _model(found: Found) -> ModelConfig:
+    return parse_model_config(shape_named(found.grid.shape))
+
+
+def _of(found: Found, part: str) -> list[Timed]:
+    cells = [t for t in found.costs.timed if t.cell.part == part]
+    return sorted(cells, key=lambda t: (t.batch, t.cell.context, t.cell.drafts))
+
+
+def _plain(found: Found) -> Sheet:
+    sheet, probed = data_sheet(found), measured_device(found)
+    rows = [
+        (
+            f"{t.batch}",
+            f"{t.cell.context}",
+            _ms(t.answer["round_seconds"]),
+            f"{tokens_per_second(t):.0f}",
+            _share(roofline_share(found, t, sheet)),
+            _share(roofline_share(found, t, probed)),
+        )
+        for t in _of(found, "decode")
+    ]
+    columns = ("batch", "context", "ms a step", "tokens/s", "of data sheet", "of measured peaks")
+    return Sheet("Plain decoding, and its share of the roofline", columns, tuple(rows))
+
+
+def _prefill(found: Found) -> Sheet:
+    rows = [
+        (
+            f"{t.cell.context}",
+            _ms(t.answer["round_seconds"]),
+            f"{tokens_per_second(t):.0f}",
+            f"{prefill_tflops(found, t):.3g}",
+        )
+        for t in _of(found, "prefill")
+    ]
+    columns = ("prompt", "ms", "tokens/s", "TFLOP/s")
+    return Sheet("Prefill of one prompt", columns, tuple(rows))
+
+
+def _drafts(found: Found) -> Sheet:
+    rows = []
+    for t in sorted(
+        _of(found, "draft"), key=lambda t: (t.batch, t.cell.weights, t.cell.share, t.cell.dropped)
+    ):
+        cost = next((c for c in by_cost([*_of(found, "decode"), t])), None)
+        rows.append(
+            (
+                *_plan(t.batch, t.cell.context, t.cell.weights, t.cell.dropped, t.cell.share),
+                _ms(t.answer["draft_seconds"]),
+                "-" if cost is None else f"{cost.draft_cost:.2f}",
+            )
+        )
+    columns = (*_PLAN, "ms a pass", "plain step = 1")
+    return Sheet("Draft passes", columns, tuple(rows))
+
+
+def _verify(found: Found) -> Sheet:
+    rows = [
+        (
+            f"{t.batch}",
+            f"{t.cell.context}",
+            f"{t.cell.drafts + 1}",
+            _ms(t.answer["verify_seconds"]),
+        )
+        for t in _of(found, "verify")
+    ]
+    columns = ("batch", "context", "tokens each", "ms")
+    return Sheet("Verification passes", columns, tuple(rows))
+
+
+def _worth(found: Found) -> Sheet:
+    rows = [
+        (
+            *_plan(c.batch, c.context, c.weights, c.dropped, c.share),
+            f"{c.draft_tokens}",
+            f"{c.speedup:.2f}",
+        )
+        for c in costs_of(found)
+    ]
+    note = (
+        f"By cost, acceptance {ACCEPTANCE:g} assumed: passes are measured, what is accepted is not."
+    )
+    columns = (*_PLAN, "draft tokens", "decode speedup")
+    return Sheet("What drafts would gain", columns, tuple(rows), note)
+
+
+def costs_of(found: Found) -> list[ByCost]:
+    """Speedups by cost of all measured drafts, the best first in each batch."""
+    rows = by_cost(found.costs.timed)
+    return sorted(rows, key=lambda c: (c.batch, c.context, -c.speedup))
+
+
+def _text(found: Found) -> Sheet:
+    rows = []
+    for e in figures(found.text):
+        low, high = e["decode_ratio_low"], e["decode_ratio_high"]
+        drafted = e["system"] != "plain" and low is not None
+        rows.append(
+            (
+                e["system"],
+                f"{e['batch']}",
+                _number(e["prefill_tokens_per_second"]),
+                _number(e["decode_tokens_per_second"]),
+                _number(e["tokens_per_second"]),
+                _number(e["mean_acceptance_length"], ".2f"),
+                f"{e['ratio_to_plain']:.2f}",
+                _number(e["decode_ratio"], ".2f"),
+                f"{low:.2f}-{high:.2f}" if drafted else "",
+            )
+        )
+    columns = (
+        "system",
+        "batch",
+        "prefill",
+        "decode",
+        "end to end",
+        "per pass",
+        "ratio",
+        "low-high",
+    )
+    note = (
+        "Tokens per second, tokens per pass of the full model, end to end beside plain of the same "
+        "repeat. The widened model computes what the small one does; its layers are the small "
+        "model's, and drafts read more of them twice than a large model's would."
+    )
+    if found.settings.tiny:
+        note = "A made-up model: that all of it works, and nothing else."
+    return Sheet("Real text on the widened model", columns, tuple(rows), note)
+
+
+def _layers(found: Found) -> str:
+    return "its" if found.text.layers is None else f"its {found.text.layers}"
+
+
+def _left_out(found: Found) -> Sheet:
+    rows = (*found.costs.left_out.items(), *found.text.left_out.items())
+    return Sheet("Left out", ("what", "why"), rows)
+
+
+_PLAN = ("batch", "context", "weights", "dropped layers", "windowed heads")
+
+
+def _plan(
+    batch: int, context: int, weights: str, dropped: int, share: float
+) -> tuple[str, str, str, str, str]:
+    return f"{batch}", f"{context}", weights, f"{dropped}", f"{share:.0%}"
+
+
+def _ms(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{1000 * seconds:.2f}"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0%}"
+
+
+def _number(value: Any, form: str = ".1f") -> str:
+    return "-" if value is None else format(value, form)

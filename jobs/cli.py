@@ -7,9 +7,8 @@ from typing import Any
 import click
 
 from jobs.bench.command import bench
-from jobs.bench.paper.command import paper
-from jobs.bench.paper.command import paper
 from jobs.bench.gpu.command import gpu
+from jobs.bench.paper.command import paper
 from jobs.bench.pipeline_command import pipeline
 from jobs.completion_command import completion
 from jobs.doctor_command import doctor
@@ -54,7 +53,6 @@ main.add_command(bench)
 main.add_command(doctor)
 main.add_command(completion)
 bench.add_command(pipeline)
-bench.add_command(paper)
 bench.add_command(paper)
 bench.add_command(gpu)
 prepare.add_command(widened)

@@ -10,6 +10,7 @@ from jobs.bench.command import bench
 from jobs.bench.gpu.command import gpu
 from jobs.bench.paper.command import paper
 from jobs.bench.pipeline_command import pipeline
+from jobs.calibrate_command import calibrate
 from jobs.completion_command import completion
 from jobs.doctor_command import doctor
 from jobs.dry_run import dry_run_options, looks_ahead, show_plan
@@ -50,6 +51,7 @@ main.add_command(stop)
 main.add_command(report)
 main.add_command(sizing)
 main.add_command(bench)
+main.add_command(calibrate)
 main.add_command(doctor)
 main.add_command(completion)
 bench.add_command(pipeline)

@@ -13,7 +13,7 @@ from jobs.draft_options import draft_options
 from jobs.option_kinds import ExampleCommand, ExampleGroup, apply, listing, names, option, switch
 from pipeline.config import PromptConfig, RunConfig
 
-__all__ = ["ExampleCommand", "ExampleGroup", "run_options"]
+__all__ = ["ExampleCommand", "ExampleGroup", "run_options", "sample_options"]
 
 _LAW, _ENGINE = SamplingParams(), EngineConfig()
 _PROMPT, _RUN = PromptConfig(), RunConfig(input=("-",), output="-", model="-")
@@ -21,7 +21,7 @@ _PROMPT, _RUN = PromptConfig(), RunConfig(input=("-",), output="-", model="-")
 DATA, PROMPT, LAW = "Input and output", "Prompts", "Sampling and stopping"
 ENGINE = "Engine and cluster"
 
-_data = [
+_input = [
     option(DATA, "--config", metavar="FILE", help="A job file (TOML); options override it."),
     option(
         DATA,
@@ -31,7 +31,13 @@ _data = [
         callback=listing,
         help="Parquet shards: a file, folder, glob or URI (s3://, gs://, hdfs://). Repeatable.",
     ),
-    option(DATA, "--output", metavar="DIR", help="Folder or URI for the result; resumes there."),
+]
+
+_output = option(
+    DATA, "--output", metavar="DIR", help="Folder or URI for the result; resumes there."
+)
+
+_model = [
     option(
         DATA,
         "--model",
@@ -42,6 +48,12 @@ _data = [
     option(
         DATA, "--id-column", metavar="NAME", help="The rows' unique ids.", default=_RUN.id_column
     ),
+]
+
+_data = [
+    *_input,
+    _output,
+    *_model,
     option(
         DATA,
         "--keep",
@@ -111,9 +123,12 @@ _prompt = [
     ),
 ]
 
-_law = [
+_lengths = [
     option(LAW, "--max-tokens", type=int, help="Longest completion.", default=_LAW.max_tokens),
     option(LAW, "--min-tokens", type=int, help="No stop before this.", default=_LAW.min_tokens),
+]
+
+_tokens = [
     option(LAW, "--temperature", type=float, help="0 is greedy.", default=_LAW.temperature),
     option(LAW, "--top-p", type=float, help="1 is off.", default=_LAW.top_p),
     option(LAW, "--top-k", type=int, help="0 is off.", default=_LAW.top_k),
@@ -121,13 +136,17 @@ _law = [
     option(
         LAW, "--repetition-penalty", type=float, help="1 is off.", default=_LAW.repetition_penalty
     ),
-    option(
-        LAW,
-        "--row-parameters",
-        metavar="NAMES",
-        callback=names,
-        help="Of these, as in max_tokens,seed, rows may have their own in columns named so.",
-    ),
+]
+
+_row_parameters = option(
+    LAW,
+    "--row-parameters",
+    metavar="NAMES",
+    callback=names,
+    help="Of these, as in max_tokens,seed, rows may have their own in columns named so.",
+)
+
+_stops = [
     option(LAW, "--seed", type=int, help="Names the noise of the job.", default=_LAW.seed),
     option(
         LAW,
@@ -229,4 +248,7 @@ _engine = [
     ),
 ]
 
+_law = [*_lengths, *_tokens, _row_parameters, *_stops]
+# Of a job, what says which prompts it has, and their law.
+sample_options = apply([*_input, *_model, *_prompt, *_tokens, *_stops])
 run_options = apply([*_data, *_prompt, *_law, *draft_options, *_engine])

@@ -1,0 +1,195 @@
+"""`calibrate admg`: a threshold for a wanted number of layers, or for the best modelled speedup.
+
+ADMG chooses layers anew for each prompt, by a threshold on their similarities. What a threshold
+means depends on model and text, so it is found on the user's own prompts, structural rules
+included: the one at which a prompt drops the wanted number on average.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations, pairwise
+from typing import Any
+
+from admg.config import DraftConfig
+from admg.draft_rules import DropRule
+from admg.plan import DraftPlan, choose_dropped
+from jobs.calibrate.inputs import Inputs, write_plan
+from jobs.calibrate.steps import Steps
+from jobs.calibrate.workbench import Decoded
+from jobs.plan_file import PlanFile
+
+# Numbers of dropped layers that are decoded with, as shares of all layers.
+SHARES = (0.07, 0.13, 0.2, 0.27, 0.33, 0.4, 0.5)
+# Of a threshold, as the plan has it.
+DIGITS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """Similarities of the sample's prompts, [prompt][layer]."""
+
+    similarities: list[tuple[float, ...]]
+
+    @property
+    def num_layers(self) -> int:
+        """Layers of the model."""
+        return len(self.similarities[0])
+
+    def column(self, layer: int) -> list[float]:
+        """One layer's similarities over the prompts."""
+        return [row[layer] for row in self.similarities]
+
+    def chosen(self, rule: DropRule) -> list[tuple[int, ...]]:
+        """What each prompt drops."""
+        return [choose_dropped(row, rule) for row in self.similarities]
+
+    def mean_count(self, rule: DropRule) -> float:
+        """Layers that a prompt drops on average."""
+        return sum(map(len, self.chosen(rule))) / len(self.similarities)
+
+
+def threshold_for(profile: Profile, count: float, rule: DropRule) -> float:
+    """The threshold at which prompts drop `count` layers on average, or as near as can be.
+
+    Between two similarities any threshold does the same: it is put in the middle.
+
+    Raises:
+        ValueError: more layers than the rule lets go.
+    """
+    most = profile.num_layers - rule.keep_first - rule.keep_last
+    if not 0 <= count <= most:
+        raise ValueError(f"--drop-count is {count:g}: it must be 0 to {most} for this model")
+    values = sorted({s for row in profile.similarities for s in row})
+    # Cuts from "everything" to "nothing"; what is dropped never grows with the threshold.
+    cuts = [values[0] - 1e-6, *((a + b) / 2 for a, b in pairwise(values)), values[-1] + 1e-6]
+    cuts = [round(max(-1.0, min(1.0, cut)), DIGITS) for cut in cuts]
+
+    def dropped(cut: float) -> float:
+        return profile.mean_count(at(rule, cut))
+
+    low, high = 0, len(cuts) - 1  # dropped(cuts[low]) >= count
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if dropped(cuts[middle]) >= count else (low, middle)
+    return min((cuts[low], cuts[high]), key=lambda cut: (abs(dropped(cut) - count), -cut))
+
+
+def at(rule: DropRule, threshold: float) -> DropRule:
+    """The same rule with a threshold for its level."""
+    none: dict[str, Any] = {"quantile": None, "count": None, "attention": None}
+    return replace(rule, threshold=threshold, **none)
+
+
+def jaccard(chosen: Sequence[tuple[int, ...]]) -> float:
+    """Mean over pairs of prompts of the layers that both drop, over those that either does."""
+    pairs = [(set(a), set(b)) for a, b in combinations(chosen, 2) if a or b]
+    return sum(len(a & b) / len(a | b) for a, b in pairs) / len(pairs) if pairs else 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """A threshold that was decoded with, and what came of it."""
+
+    threshold: float
+    chosen: list[tuple[int, ...]]
+    decoded: Decoded
+    speedup: float
+
+    @property
+    def mean_count(self) -> float:
+        """Layers that a prompt drops on average."""
+        return sum(map(len, self.chosen)) / len(self.chosen)
+
+
+@dataclass(frozen=True, slots=True)
+class Calibrated:
+    """The result: the profile, the levels that were decoded with, the one that was chosen."""
+
+    profile: Profile
+    levels: list[Level]
+    best: Level
+    plan: PlanFile
+
+
+def calibrate(inputs: Inputs, drop_count: float | None, say: Callable[[str], None]) -> Calibrated:
+    """Find the threshold and write the plan.
+
+    Args:
+        inputs: the sample.
+        drop_count: layers to drop on average; None: what models the best speedup.
+        say: takes lines for the user.
+
+    Raises:
+        ValueError: a count that the model does not have.
+    """
+    draft = inputs.config.engine.draft
+    requests = list(inputs.sample.requests)
+    say(f"Looking at the layers of {len(requests)} prompts ...")
+    profile = profile_of(inputs, draft)
+    rule = replace(draft.drop, mlps=())
+    if drop_count is not None:
+        counts: list[float] = [drop_count]
+    else:
+        most = profile.num_layers - rule.keep_first - rule.keep_last
+        counts = sorted({min(most, max(1, round(s * profile.num_layers))) for s in SHARES})
+    thresholds = list(dict.fromkeys(threshold_for(profile, n, rule) for n in counts))
+    levels = []
+    with Steps("levels", len(thresholds)) as steps:
+        for threshold in thresholds:
+            levels.append(_level(inputs, profile, at(draft.drop, threshold)))
+            steps.step(f"{levels[-1].mean_count:.1f} layers: {levels[-1].speedup:.3f}")
+    best = max(levels, key=lambda level: level.speedup)
+    plan = inputs.plan_file(_values(draft, best.threshold), **_made(inputs, best, drop_count))
+    write_plan(plan, inputs.output)
+    return Calibrated(profile, levels, best, plan)
+
+
+def profile_of(inputs: Inputs, draft: DraftConfig) -> Profile:
+    """The similarities of the sample's prompts; each is prefilled, and decoded no further."""
+    asked = replace(draft, drafter="admg", drop=DropRule(count=0), windows=None)
+    once = [
+        replace(r, sampling=replace(r.sampling, max_tokens=1, min_tokens=0))
+        for r in inputs.sample.requests
+    ]
+    done = inputs.bench.decode(once, asked)
+    return Profile([tuple(c.stats.attention_similarity) for c in done.completions])
+
+
+def _level(inputs: Inputs, profile: Profile, rule: DropRule) -> Level:
+    draft = replace(inputs.config.engine.draft, drafter="admg", drop=rule, windows=None)
+    assert rule.threshold is not None
+    done = inputs.bench.decode(list(inputs.sample.requests), draft)
+    chosen = profile.chosen(rule)
+    plans = [DraftPlan(c, draft.draft_tokens, tuple(rule.mlps)) for c in chosen]
+    value = inputs.objective.speedup(plans, done.draft_tokens, done.tokens_per_pass)
+    return Level(rule.threshold, chosen, done, value)
+
+
+def _values(draft: DraftConfig, threshold: float) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "similarity_threshold": threshold,
+        "similarity": draft.similarity,
+        "draft_tokens": draft.draft_tokens,
+        "hole_filling": draft.hole_filling,
+    }
+    if draft.exit_threshold is not None:
+        values["exit_threshold"] = draft.exit_threshold
+    if draft.drop.mlps:
+        values["drop_mlps"] = list(draft.drop.mlps)
+    return values
+
+
+def _made(inputs: Inputs, best: Level, drop_count: float | None) -> dict[str, Any]:
+    wanted = "the best" if drop_count is None else f"{drop_count:g} dropped layers,"
+    return {
+        "by": "admg-batch calibrate admg",
+        "objective": f"{wanted} {inputs.objective}",
+        "value": round(best.speedup, 4),
+        "tokens_per_pass": round(best.decoded.tokens_per_pass, 4),
+        "draft_acceptance_rate": round(best.decoded.acceptance_rate, 4),
+        "jaccard": round(jaccard(best.chosen), 4),
+        "notes": f"{best.mean_count:.2f} layers are dropped on average; value is the modelled "
+        "speedup of these prompts",
+    }

@@ -1,0 +1,169 @@
+"""`calibrate draft-verify`: a fixed set of sub-layers, searched on one half of the sample.
+
+A trial is judged by what drafts behind known completions would be (`admg.teacher`). The best sets
+are then really decoded with, on the other half of the sample, and the best of those is the plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from admg.config import DraftConfig
+from admg.draft_rules import DropRule
+from admg.layer_sets import LayerSet
+from admg.plan import DraftPlan
+from admg.teacher import Taught, Teacher
+from jobs.calibrate.inputs import Inputs, write_plan
+from jobs.calibrate.search import Search
+from jobs.calibrate.steps import Steps
+from jobs.calibrate.workbench import Decoded
+from jobs.plan_file import PlanFile
+
+CHECKED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A set that was decoded with: what it promised, and what it came to on other prompts.
+
+    `seconds` are per completion token, of all of decoding, prefill included.
+    """
+
+    layers: LayerSet
+    promised: float
+    value: float
+    decoded: Decoded
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The result of a search: sets by what they came to, best first, and the plan of the best."""
+
+    checked: list[Checked]
+    plan: PlanFile
+    trials: int
+
+
+def storage_of(output: Path) -> Path:
+    """Where a search keeps its trials: beside its plan."""
+    return output.with_name(f"{output.name}.trials")
+
+
+def search(inputs: Inputs, trials: int, measured: bool, say: Callable[[str], None]) -> Found:
+    """Search, check the best, write the plan.
+
+    Args:
+        inputs: the sample, of which one half is searched on.
+        trials: in all, those of earlier calls included.
+        measured: a trial is worth the tokens per second that it decodes with, by the clock.
+        say: takes lines for the user.
+
+    Raises:
+        ValueError: a sample that cannot be searched on, or a storage of another search.
+    """
+    requests = list(inputs.sample.requests)
+    half = (len(requests) + 1) // 2
+    fit, other = requests[:half], requests[half:] or requests
+    if len(requests) == 1:
+        say("The sample is one prompt: sets are checked on what they were searched on.")
+    say(f"Decoding {len(requests)} prompts plainly ...")
+    plain = inputs.bench.decode(requests)
+    draft = inputs.config.engine.draft
+    teacher = Teacher(
+        inputs.bench.model,
+        fit,
+        plain.tokens[:half],
+        draft_tokens=draft.draft_tokens,
+        exit_threshold=draft.exit_threshold,
+        stops=inputs.bench.eos,
+    )
+
+    def promised(layers: LayerSet) -> float:
+        if measured:
+            done = inputs.bench.decode(fit, with_set(draft, layers))
+            return sum(map(len, done.tokens)) / done.seconds
+        plan = DraftPlan(layers.attention, draft.draft_tokens, layers.mlps)
+        taught = sum(teacher.judge(plan), Taught())
+        return inputs.objective.speedup([plan], taught.draft_tokens, taught.tokens_per_pass)
+
+    begun = Search(
+        storage_of(inputs.output),
+        _settings(inputs, measured),
+        inputs.bench.shape.num_layers,
+        inputs.config.sampling.seed,
+    )
+    if begun.done:
+        say(f"Going on after {len(begun.done)} trials of {storage_of(inputs.output)}.")
+    with Steps("trials", trials, min(len(begun.done), trials)) as steps:
+        for _ in begun.run(trials, promised):
+            assert begun.best is not None
+            steps.step(f"best {begun.best.value:.3f}")
+    say(f"Decoding {len(other)} other prompts with the {CHECKED} best sets ...")
+    checked = [
+        _checked(inputs, other, plain.tokens[len(requests) - len(other) :], t.layers, t.value)
+        for t in begun.top(CHECKED)
+    ]
+    checked.sort(key=lambda c: -c.value)
+    plan = inputs.plan_file(
+        plan_values(draft, checked[0].layers), **_made(inputs, checked[0], begun, measured)
+    )
+    write_plan(plan, inputs.output)
+    return Found(checked, plan, len(begun.done))
+
+
+def with_set(draft: DraftConfig, layers: LayerSet) -> DraftConfig:
+    """The same with a fixed set, and nothing in its holes: as Draft & Verify drafts."""
+    drop = DropRule(attention=layers.attention, mlps=layers.mlps)
+    return replace(draft, drafter="admg", drop=drop, windows=None)
+
+
+def plan_values(draft: DraftConfig, layers: LayerSet) -> dict[str, Any]:
+    """The table [draft] of a plan."""
+    values: dict[str, Any] = {
+        "drop_attention": list(layers.attention),
+        "drop_mlps": list(layers.mlps),
+        "draft_tokens": draft.draft_tokens,
+        "hole_filling": draft.hole_filling,
+    }
+    if draft.exit_threshold is not None:
+        values["exit_threshold"] = draft.exit_threshold
+    return values
+
+
+def _checked(
+    inputs: Inputs, requests: list[Any], plain: list[list[int]], layers: LayerSet, promised: float
+) -> Checked:
+    draft = with_set(inputs.config.engine.draft, layers)
+    done = inputs.bench.decode(requests, draft)
+    if str(inputs.bench.model.dtype) == "torch.float32" and done.tokens != plain:
+        raise AssertionError(f"drafting with {layers} changed a completion")
+    plan = DraftPlan(layers.attention, draft.draft_tokens, layers.mlps)
+    value = inputs.objective.speedup([plan], done.draft_tokens, done.tokens_per_pass)
+    return Checked(layers, promised, value, done)
+
+
+def _settings(inputs: Inputs, measured: bool) -> str:
+    draft = inputs.config.engine.draft
+    what = "tokens per second" if measured else str(inputs.objective)
+    return (
+        f"model {inputs.identity['weights']}, prompts {inputs.sample.digest}, "
+        f"{inputs.config.sampling.max_tokens} tokens, drafts of {draft.draft_tokens}, "
+        f"exit {draft.exit_threshold}, {what}"
+    )
+
+
+def _made(inputs: Inputs, best: Checked, search: Search, measured: bool) -> dict[str, Any]:
+    what = "measured tokens per second" if measured else str(inputs.objective)
+    return {
+        "by": "admg-batch calibrate draft-verify",
+        "trials": len(search.done),
+        "objective": what,
+        "value": round(best.value, 4),
+        "tokens_per_pass": round(best.decoded.tokens_per_pass, 4),
+        "draft_acceptance_rate": round(best.decoded.acceptance_rate, 4),
+        "notes": "value, tokens_per_pass and draft_acceptance_rate are of real decoding, of the "
+        "half of the prompts that was not searched on; value is the modelled speedup",
+    }

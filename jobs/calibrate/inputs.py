@@ -1,0 +1,121 @@
+"""What both calibrations begin with: the job's prompts, its model, and what a plan is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import date
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs.calibrate.objective import Objective
+from jobs.calibrate.sample import Sample, take_sample
+from jobs.devices import find_device
+from jobs.job_file import JobFile, OwnDraftTable, read_job_file
+from jobs.modelled import Shape
+from jobs.params import run_config
+from jobs.plan_file import MadeTable, ModelTable, PlanFile
+from pipeline.config import RunConfig
+from pipeline.redaction import redacted
+
+if TYPE_CHECKING:
+    from jobs.calibrate.workbench import Workbench
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """A sample with its model, loaded, and the objective; `command` made it."""
+
+    config: RunConfig
+    sample: Sample
+    bench: Workbench
+    identity: Mapping[str, str]
+    folder: str
+    objective: Objective
+    command: str
+    output: Path = field(default_factory=Path)
+
+    def plan_file(self, draft: Mapping[str, Any], **made: Any) -> PlanFile:
+        """A plan for this model, with where it comes from."""
+        shape = self.bench.shape
+        model = ModelTable(
+            name=Path(self.folder).name,
+            layers=shape.num_layers,
+            config=self.identity["config"],
+            weights=self.identity["weights"],
+        )
+        source = MadeTable(
+            command=self.command,
+            date=date.today().isoformat(),
+            version=metadata.version("admg-batch"),
+            input=[redacted(path) for path in self.config.input],
+            prompts=len(self.sample.requests),
+            prompts_digest=self.sample.digest,
+            completion_tokens=self.config.sampling.max_tokens,
+            seed=self.config.sampling.seed,
+            **made,
+        )
+        return PlanFile(draft=OwnDraftTable(**draft), model=model, made=source)
+
+
+def write_plan(plan: PlanFile, output: Path) -> None:
+    """Write a plan file; one that is there is replaced as a whole."""
+    aside = output.with_name(f".{output.name}.part")
+    aside.write_text(plan.to_toml(), encoding="utf-8")
+    aside.replace(output)
+
+
+def load_inputs(
+    flags: Mapping[str, Any],
+    *,
+    config: str | None,
+    output: Path,
+    prompts: int,
+    device: str,
+    batch: int,
+    context: float | None,
+    command: str,
+) -> Inputs:
+    """Check everything, then take the sample and load the model.
+
+    Args:
+        flags: values by option name, as those of `run`.
+        config: a job file, if there is one.
+        output: the plan file that is to be written.
+        prompts: how many to take.
+        device, batch, context: of the objective; without a context it is the sample's own.
+        command: that the user gave.
+
+    Raises:
+        ValueError: a user's mistake, in one sentence.
+    """
+    from jobs.calibrate.workbench import Workbench
+    from jobs.dry_run import with_model
+    from pipeline.factory import ModelFactory
+
+    if not output.absolute().parent.is_dir():
+        raise ValueError(f"--output is {output}: its folder must exist")
+    job = JobFile() if config is None else read_job_file(config)
+    # A job's own lengths and parameters are those of whole completions.
+    given = {k: v for k, v in flags.items() if v is not None} | {"min_tokens": 0}
+    # A plan is made here, for this model: what the job's own is like does not matter.
+    own = job.draft.model_copy(update={"plan": None})
+    job = job.model_copy(update={"draft": own, "row_parameters": None})
+    settings = run_config(given | {"output": str(output)}, job, config)
+    settings = with_model(settings)
+    factory = ModelFactory.of(settings)
+    sample = take_sample(settings, factory, prompts)
+    found = find_device(device, "bfloat16" if settings.dtype == "auto" else settings.dtype)
+    folder = str(factory.remote.folder(weights=True)) if factory.remote else factory.path
+    bench = Workbench(folder, settings.dtype, batch, settings.engine.draft.low_bit)
+    length = context or sample.mean_prompt + settings.sampling.max_tokens / 2
+    objective = Objective(
+        Shape.of(bench.shape),
+        found,
+        batch,
+        length,
+        bench.model.dtype.itemsize,
+        settings.engine.draft.draft_weights,
+    )
+    return Inputs(settings, sample, bench, factory.identity(), folder, objective, command, output)

@@ -149,18 +149,48 @@ def jsonl(paths: tuple[str, ...], output: str, **rest: Any) -> None:
 @prepare.command(
     cls=ExampleCommand,
     example="admg-batch prepare dataset abisee/cnn_dailymail --subset 3.0.0 --split test "
-    "--prompt-column article --limit 100 --output prompts",
+    "--prompt-column article --limit 100 --output prompts\n"
+    "admg-batch prepare dataset xsum --limit 100 --output data/xsum",
 )
 @click.argument("name")
 @click.option("--subset", metavar="NAME", help="The dataset's configuration.")
-@click.option("--split", metavar="NAME", default="train", show_default=True, help="The split.")
+@click.option(
+    "--split", metavar="NAME", help="The split.  [default: train; of the three tasks test]"
+)
+@click.option("--seed", type=int, help="Of the three tasks: the order of the rows.  [default: 0]")
+@click.option(
+    "--form",
+    type=click.Choice(["chat", "base"]),
+    help="Of the three tasks: prompts for --chat, or texts for base models.  [default: chat]",
+)
 @_column_options
 @_output_options
-def dataset(name: str, subset: str | None, split: str, output: str, **rest: Any) -> None:
-    """Prompts from a Hugging Face dataset: a name on the hub or a local folder."""
-    from jobs import sources
+@click.pass_context
+def dataset(
+    ctx: click.Context,
+    name: str,
+    subset: str | None,
+    split: str | None,
+    seed: int | None,
+    form: str | None,
+    output: str,
+    **rest: Any,
+) -> None:
+    """Prompts from a Hugging Face dataset: a name on the hub or a local folder.
 
-    _write(lambda: sources.dataset(name, subset=subset, split=split), output, **rest)
+    The names cnn_dailymail, xsum and openai_humaneval alone are the three tasks of bench paper:
+    fixed revisions, rows in a seeded order, the columns id, prompt, text, reference (and for code
+    test, entry_point).
+    """
+    from jobs import sources
+    from jobs.evaluation.prepare import is_task, prepare_task
+
+    if is_task(ctx, name):
+        made = prepare_task(name, split, seed, form, rest["limit"])
+        kept = tuple(n for n in made.schema.names if n not in ("id", "prompt"))
+        shards = {n: rest[n] for n in ("rows_per_shard", "limit", "overwrite")}
+        return _write(lambda: made, output, keep=kept, **shards)
+    _write(lambda: sources.dataset(name, subset=subset, split=split or "train"), output, **rest)
 
 
 @prepare.command(

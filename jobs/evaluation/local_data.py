@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ def load_task(name: str, data: Path | None, *, count: int | None = None, seed: i
     file = _find(task, data)
     every = _examples(task, file)
     fitting = [e for e in every if len(e.text.split()) <= task.words]
-    shot = None if task.code else _shot(task, fitting, file)
+    shot = None if task.code else worked_example(task, fitting, file)
     rest = [e for e in fitting if e is not shot]
     random.Random(seed).shuffle(rest)
     if count is not None and count > len(rest):
@@ -74,11 +74,20 @@ def load_task(name: str, data: Path | None, *, count: int | None = None, seed: i
     return TaskData(task, tuple(rest[:count]), shot, source)
 
 
-def _shot(task: Task, examples: list[Example], file: Path) -> Example:
-    told = [e for e in examples if len(e.reference.split()) >= _SHOT_WORDS]
+def worked_example(task: Task, examples: Sequence[Example], source: object) -> Example:
+    """The shortest of the examples, which costs the least to read again in every prompt.
+
+    Raises:
+        ValueError: none fits, or none has much of a reference.
+    """
+    told = [
+        e
+        for e in examples
+        if len(e.text.split()) <= task.words and len(e.reference.split()) >= _SHOT_WORDS
+    ]
     if not told:
         raise ValueError(
-            f"{file} has no text of at most {task.words} words with a reference of "
+            f"{source} has no text of at most {task.words} words with a reference of "
             f"{_SHOT_WORDS} words or more"
         )
     return min(told, key=lambda e: (len(e.text), e.id))
@@ -102,7 +111,7 @@ def _find(task: Task, data: Path | None) -> Path:
 def _examples(task: Task, file: Path) -> list[Example]:
     found, taken = [], set()
     for number, row in enumerate(_rows(file), start=1):
-        example = _example(task, row, f"{file}, row {number}", f"{file.stem}:{number}")
+        example = read_example(task, row, f"{file}, row {number}", f"{file.stem}:{number}")
         if example.id in taken:
             raise ValueError(f"{file}, row {number} has the id {example.id!r} of an earlier row")
         taken.add(example.id)
@@ -149,7 +158,13 @@ def _spec_bench(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             yield {"id": row["question_id"], "text": text, "reference": row["reference"]}
 
 
-def _example(task: Task, row: dict[str, Any], place: str, name: str) -> Example:
+def read_example(task: Task, row: Mapping[str, Any], place: str, name: str) -> Example:
+    """A row's values by the first of their names; `name` is its id where it has none.
+
+    Raises:
+        ValueError: a column is missing or empty; the sentence begins with `place`.
+    """
+
     def value(names: tuple[str, ...]) -> Any:
         return next((row[n] for n in names if row.get(n) is not None), None)
 

@@ -119,6 +119,26 @@ class SubBatch:
     limited: Tensor | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Masked:
+    """All sequences compute a sub-layer, and whose result counts is data: `kept` [T] bool.
+
+    Who is not kept attends to nothing there (its attention sees to that). `limited` [T] bool are
+    those that take part with limits: what fills the holes is added to them.
+    """
+
+    kept: Tensor
+    limited: Tensor | None = None
+
+    def join(self, own: Tensor, instead: Tensor | None) -> Tensor:
+        """The sub-layer's outputs [T, D]: `own` where kept, else `instead` (None: nothing)."""
+        if instead is None:
+            return torch.where(self.kept[:, None], own, 0.0)
+        if self.limited is not None:
+            own = own + torch.where(self.limited[:, None], instead, 0.0)
+        return torch.where(self.kept[:, None], own, instead)
+
+
 def mask_of(hidden: Tensor, dtype: torch.dtype) -> Tensor:
     """What is added to scores: -inf where `hidden` (bool, any shape), else 0."""
     mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)

@@ -25,6 +25,7 @@ SimilarityMean = Literal["mean", "last", "decay"]
 Drafter = Literal["auto", "admg", "ngram", "none"]
 LowBit = Literal["int8", "int4"]
 DraftWeights = Literal["full", LowBit]
+RoundsBy = Literal["auto", "host", "device"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,8 +271,9 @@ class EngineConfig:
     """Sizes of the engine.
 
     `kv_budget_bytes` None takes a share of the free memory. `max_model_len` None takes the
-    model's own limit. `prefill_tokens` bounds the prompt tokens of one pass. `check` runs the
-    invariants I1-I7 after every round (slow; for tests).
+    model's own limit. `prefill_tokens` bounds the prompt tokens of one pass. `rounds` says who
+    plays a round: the "host", pass by pass, or the "device", whole; "auto" is the device on CUDA.
+    `check` runs the invariants I1-I7 after every round (slow; for tests).
 
     Raises:
         ValueError: a value outside its range, by name.
@@ -282,6 +284,7 @@ class EngineConfig:
     max_model_len: int | None = None
     prefill_tokens: int = 1024
     draft: DraftConfig = field(default_factory=DraftConfig)
+    rounds: RoundsBy = "auto"
     check: bool = False
 
     def __post_init__(self) -> None:
@@ -291,3 +294,5 @@ class EngineConfig:
         if self.max_model_len is not None:
             refuse(self.max_model_len < 2, "max_model_len", self.max_model_len, "at least 2")
         refuse(self.prefill_tokens < 1, "prefill_tokens", self.prefill_tokens, "at least 1")
+        names = get_args(RoundsBy)
+        refuse(self.rounds not in names, "rounds", self.rounds, "auto, host or device")

@@ -24,15 +24,19 @@ from admg.sequence import Sequence
 
 @dataclass(frozen=True, slots=True)
 class Drafted:
-    """A round's drafts, and what lookup would have proposed, for the controller to learn from."""
+    """A round's drafts, and what lookup would have proposed, for the controller to learn from.
+
+    `choice` says how long the drafts may be that are to be filled in.
+    """
 
     draft: Draft
     proposals: list[Proposal | None]
+    choice: Choice
 
     @classmethod
     def nothing(cls, count: int) -> Drafted:
         """A plain round that nobody looks at."""
-        return cls(Draft.empty(count), [None] * count)
+        return cls(Draft.empty(count), [None] * count, Choice.plain(count))
 
 
 class Drafting:
@@ -83,27 +87,45 @@ class Drafting:
         s.plan = DraftPlan.of(s.similarity, draft, s.units, s.request.key)
         s.exit = None if self._exits is None else self._exits.begin()
 
-    def draft(self, sequences: list[Sequence], context: float, plain: bool) -> Drafted:
-        """The drafts of one round; `plain` forbids them, but not their proposals."""
+    def open(self, sequences: list[Sequence], context: float, plain: bool) -> Drafted:
+        """A round without its drafts yet; `plain` forbids them, but not their proposals."""
         drafted = Drafted.nothing(len(sequences))
         if self._ngram is not None and self._proposes:
             drafted = replace(drafted, proposals=[self._ngram.propose(s) for s in sequences])
         if plain:
             return drafted
-        choice = self._choose(sequences, drafted.proposals, context)
+        drafted = replace(drafted, choice=self._choose(sequences, drafted.proposals, context))
+        if self._own is not None and self._search is not None:
+            _plan_anew(sequences, self._search)
+        return drafted
+
+    def draft(self, sequences: list[Sequence], drafted: Drafted, context: float) -> None:
+        """The drafts of an opened round, pass by pass."""
         if self._own is not None:
-            if self._search is not None:
-                _plan_anew(sequences, self._search)
             start = time.perf_counter()
-            self._own.draft(sequences, choice.own, drafted.draft)
-            if self._controller is not None:
-                seconds = time.perf_counter() - start
-                self._controller.observe_own(sequences, drafted.draft, context, seconds)
+            self._own.draft(sequences, drafted.choice.own, drafted.draft)
+            self.observe_own(sequences, drafted.draft, context, time.perf_counter() - start)
             if self._ngram is not None and self._tail:
                 self._ngram.continue_drafts(sequences, self._tail, drafted.draft)
+        self.look_up(sequences, drafted)
+
+    def look_up(self, sequences: list[Sequence], drafted: Drafted) -> None:
+        """The part of the drafts that needs no pass."""
         if self._ngram is not None:
-            self._ngram.draft(sequences, drafted.proposals, choice.lookup, drafted.draft)
-        return drafted
+            choice = drafted.choice.lookup
+            self._ngram.draft(sequences, drafted.proposals, choice, drafted.draft)
+
+    def observe_own(
+        self, sequences: list[Sequence], draft: Draft, context: float, seconds: float
+    ) -> None:
+        """Tell how long a round's self-drafts took, if there were any."""
+        if self._controller is not None and any(draft.tokens):
+            self._controller.observe_own(sequences, draft, context, seconds)
+
+    @property
+    def own_model(self) -> Transformer | None:
+        """What self-drafts run through, where there are any."""
+        return None if self._own is None else self._own.model
 
     def learn(
         self, s: Sequence, drafted: Drafted, i: int, committed: list[int], accepted: int

@@ -15,11 +15,12 @@ from collections.abc import Sequence as Seq
 from dataclasses import replace
 
 from admg.config import DraftConfig, EngineConfig
+from admg.device_rounds import DeviceRounds, plays_whole
 from admg.drafters.draft import Draft
 from admg.drafters.self_draft import SelfDrafter
 from admg.drafting import Drafted, Drafting
 from admg.explanation import Explanation
-from admg.invariants import check_commit, check_round
+from admg.invariants import check_commit
 from admg.kv_arena import KVArena
 from admg.learned import Learned
 from admg.limits import Limits
@@ -31,12 +32,12 @@ from admg.prefill import prefill_pass
 from admg.prefix_cache import PrefixCache
 from admg.prompt_store import PromptStore
 from admg.request import Completion, FinishReason, Request
+from admg.rounds import HostRounds, Rounds
 from admg.sampling import Sampler
 from admg.scheduler import Chunk, Scheduler
 from admg.sequence import Sequence
 from admg.stats import EngineCounters, SequenceStats
 from admg.stopping import Detokenize, commit, final_text
-from admg.verification import Verdict, verify
 from admg.warm_up import WarmUp, usual_plan
 
 # Every so many rounds one is plain, so that the yardstick of the speedup stays fresh.
@@ -75,7 +76,8 @@ class Engine:
         self._config = config
         self._draft = config.draft
         self._detokenize = detokenize
-        self._arena = KVArena(model.config, size.num_slots, model.dtype, model.device)
+        whole = plays_whole(config, model.device)
+        self._arena = KVArena(model.config, size.num_slots, model.dtype, model.device, spare=whole)
         self._prefixes = PrefixCache(model, self._arena, config, prompts)
         self._arrived = False
         self._limits = Limits(
@@ -96,6 +98,10 @@ class Engine:
         if config.draft.drafter != "none":
             shared = (model, self._arena, self._sampler, config)
             self._drafting = Drafting(*shared, self._cost, self._own_costs)
+        self._way: Rounds = HostRounds(model, self._arena, self._sampler, config)
+        if whole:
+            limit = size.max_model_len
+            self._way = DeviceRounds(model, self._arena, self._way, config, limit, self._cost)
         self._rejected: list[Completion] = []
         self._handles = 0
         self._rounds = 0
@@ -197,14 +203,11 @@ class Engine:
         drafting = self._drafting if any(s.request.draft for s in sequences) else None
         drafted = Drafted.nothing(len(sequences))
         if drafting is not None:
-            drafted = drafting.draft(sequences, context, plain)
-        draft = drafted.draft
-        drafted_at = time.perf_counter()
-        if self._config.check:
-            check_round(sequences, draft, self._arena, self._by_rejection)
-        verdicts = self._verify(sequences, draft)
-        self._counters.draft_seconds += drafted_at - start
-        self._counters.verify_seconds += time.perf_counter() - drafted_at
+            drafted = drafting.open(sequences, context, plain)
+        played = self._way.play(sequences, drafted, drafting, context, self._draft)
+        draft, verdicts = drafted.draft, played.verdicts
+        self._counters.draft_seconds += played.draft_seconds
+        self._counters.verify_seconds += played.verify_seconds
         outcomes = [self._commit(s, v.tokens) for s, v in zip(sequences, verdicts, strict=True)]
         seconds = time.perf_counter() - start
         plain_seconds = self._plain_seconds(draft, context, seconds)
@@ -269,7 +272,12 @@ class Engine:
     def _warm_up(self, drafting: Drafting) -> None:
         sizes = (self._model.config.num_layers, self._model.config.num_kv_heads)
         plan = usual_plan(self._draft, *sizes)
-        timed = WarmUp(self._scheduler, self._verify, drafting.draft_alone, plan)
+        timed = WarmUp(
+            self._scheduler,
+            lambda sequences, draft: self._way.verify_alone(sequences, draft, self._draft),
+            lambda sequences: self._way.draft_alone(sequences, drafting),
+            plan,
+        )
         self._cost.warm_up(timed.target_pass)
         if self._draft.drafter == "auto":
             for share, cost in self._own_costs.items():
@@ -285,10 +293,6 @@ class Engine:
             return
         context = sum(s.prompt_length for s in running) / len(running)
         self._draft = free.with_share(self._drafting.window_share(len(running), context))
-
-    def _verify(self, sequences: list[Sequence], draft: Draft) -> list[Verdict]:
-        config = self._draft
-        return verify(self._model, self._arena, self._sampler, sequences, draft, config)
 
     def _count_round(self, drafted: int, accepted: int) -> None:
         self._counters.num_spec_steps += 1

@@ -68,10 +68,14 @@ class KVArena:
         num_slots: int,
         dtype: torch.dtype,
         device: torch.device | str,
+        *,
+        spare: bool = False,
     ) -> None:
         self.num_kv_heads = config.num_kv_heads
         self.num_slots = num_slots // SLOT_GRAIN * SLOT_GRAIN
-        rows = self.num_slots * config.num_kv_heads
+        # Beyond what can be allocated: where a pass writes whose keys and values are for nobody.
+        self.spare = Extent(self.num_slots, SLOT_GRAIN) if spare else None
+        rows = (self.num_slots + SLOT_GRAIN * spare) * config.num_kv_heads
         shape = (config.num_layers, rows, config.head_dim)
         # Zeros, not empty: attention multiplies masked slots by 0, and 0 * NaN is NaN.
         self.keys = torch.zeros(shape, dtype=dtype, device=device)  # [L, S*K, d]

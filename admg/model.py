@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from admg.attention import attend
-from admg.batch import RaggedBatch, SubBatch
+from admg.batch import Masked, RaggedBatch, SubBatch
 from admg.checkpoint import LayerWeights, Weights, load_weights
 from admg.config import LowBit
 from admg.families import ModelConfig, read_model_config
@@ -32,8 +32,8 @@ from admg.rope import apply_rope, rope_tables
 from admg.windows import HeadsObserver
 
 # Which sequences of the pass take part in each layer's sub-layer: None all of them, an empty
-# SubBatch (no segments) none of them.
-LayerMembers = Sequence[SubBatch | None]
+# SubBatch (no segments) none of them; Masked computes all and keeps what is to be kept.
+LayerMembers = Sequence[SubBatch | Masked | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +175,9 @@ class Transformer:
                 for observer in observers:
                     observer.see(layer, x, added)
                 x = x + added
+            elif isinstance(part, Masked):
+                own = self._attention(layer, weights, x, cos, sin, batch, arena)
+                x = x + part.join(own, None if fill is None else fill[layer])
             else:
                 added = torch.zeros_like(x) if fill is None else fill[layer]
                 if part.batch.segments:
@@ -187,6 +190,8 @@ class Transformer:
             part = members.mlp[layer] if members is not None else None
             if part is None:
                 x = x + self._mlp(weights, x)
+            elif isinstance(part, Masked):
+                x = x + part.join(self._mlp(weights, x), None)
             elif part.batch.segments:
                 x = x.index_add(0, part.index, self._mlp(weights, x[part.index]))
         return x

@@ -44,7 +44,15 @@ def position_key(base: int, position: int, purpose: int = TARGET, salt: int = 0)
     z = (base + _GOLDEN * ((((salt << 32) + position) << 2) + purpose + 1)) & _MASK64
     z = ((z ^ (z >> 30)) * _MIX1) & _MASK64
     z = ((z ^ (z >> 27)) * _MIX2) & _MASK64
-    return _signed(z ^ (z >> 31))
+    return signed(z ^ (z >> 31))
+
+
+def position_keys(bases: Tensor, positions: Tensor) -> Tensor:
+    """`position_key` of many rows at once, for `TARGET` and without salt: int64 [N] of int64 [N].
+
+    int64 wraps around as the 64-bit arithmetic there does.
+    """
+    return _mix_(bases + ((positions << 2) + (TARGET + 1)) * signed(_GOLDEN))
 
 
 def token_hash(token_ids: Tensor) -> Tensor:
@@ -88,10 +96,11 @@ def _mix_(z: Tensor) -> Tensor:
     for shift, factor in ((30, _MIX1), (27, _MIX2)):
         # The mask turns the arithmetic shift into a logical one.
         torch.bitwise_right_shift(z, shift, out=spare)
-        z.bitwise_xor_(spare.bitwise_and_((1 << (64 - shift)) - 1)).mul_(_signed(factor))
+        z.bitwise_xor_(spare.bitwise_and_((1 << (64 - shift)) - 1)).mul_(signed(factor))
     torch.bitwise_right_shift(z, 31, out=spare)
     return z.bitwise_xor_(spare.bitwise_and_((1 << 33) - 1))
 
 
-def _signed(z: int) -> int:
+def signed(z: int) -> int:
+    """The int64 of the same 64 bits."""
     return z - (1 << 64) if z >> 63 else z

@@ -89,7 +89,7 @@ class SelfDrafter:
         window: int = 0,
     ) -> None:
         self._window = window
-        self._model = model
+        self.model = model
         self._arena = arena
         self._sampler = sampler
         self._keep_laws = keep_laws
@@ -99,7 +99,7 @@ class SelfDrafter:
         active = [i for i, limit in enumerate(limits) if limit > 0]
         if not active:
             return
-        fill = fills([_filling(s) for s in sequences], self._model.dtype)
+        fill = fills([_filling(s) for s in sequences], self.model.dtype)
         while active:
             self._extend(draft, sequences, active, fill)
             active = [i for i in active if not self._ended(draft, i, limits[i], sequences[i])]
@@ -108,7 +108,7 @@ class SelfDrafter:
         """The share of a sequence's keys and values that a pass does not read; None if none was."""
         if s.plan is None or not s.plan.draft_tokens or self.source not in s.tally.drafted:
             return None
-        sizes = (self._model.config.num_layers, self._arena.num_kv_heads)
+        sizes = (self.model.config.num_layers, self._arena.num_kv_heads)
         return s.plan.kv_saved(*sizes, len(s.tokens), SINKS + self._window)
 
     def _extend(
@@ -119,17 +119,17 @@ class SelfDrafter:
             s, drafted = sequences[i], draft.tokens[i]
             last = drafted[-1] if drafted else s.tokens[-1]
             parts.append(([last], len(s.tokens) - 1 + len(drafted), s.extent))
-        batch = RaggedBatch.build(parts, self._model.device)
+        batch = RaggedBatch.build(parts, self.model.device)
         plans = [sequences[i].plan for i in active]
-        layers, kv_heads = self._model.config.num_layers, self._arena.num_kv_heads
+        layers, kv_heads = self.model.config.num_layers, self._arena.num_kv_heads
         reader = None
         if any(p is not None and p.windowed for p in plans):
-            reader = UnitReader(batch, self._window, kv_heads, self._model.dtype)
+            reader = UnitReader(batch, self._window, kv_heads, self.model.dtype)
         members = members_of(batch, plans, layers, reader)
         if fill is not None and len(active) < len(sequences):
             fill = fill[:, active]
-        hidden = self._model.forward(batch, self._arena, members=members, fill=fill)
-        logits = self._model.logits(hidden)
+        hidden = self.model.forward(batch, self._arena, members=members, fill=fill)
+        logits = self.model.logits(hidden)
         rows = [sequences[i].law_row(tuple(draft.tokens[i])) for i in active]
         if self._keep_laws:
             laws = self._sampler.laws(logits, rows)

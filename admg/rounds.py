@@ -1,0 +1,95 @@
+"""How the rounds of an engine are played: by the host, pass by pass, or whole on the device."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Protocol
+
+from admg.config import DraftConfig, EngineConfig
+from admg.drafters.draft import Draft
+from admg.drafting import Drafted, Drafting
+from admg.invariants import check_round
+from admg.kv_arena import KVArena
+from admg.model import Transformer
+from admg.sampling import Sampler
+from admg.sequence import Sequence
+from admg.verification import Verdict, verify
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """One round: what each sequence is to commit, and the seconds of its two phases."""
+
+    verdicts: list[Verdict]
+    draft_seconds: float
+    verify_seconds: float
+
+
+class Rounds(Protocol):
+    """Plays rounds; the sequences learn on the way."""
+
+    def play(
+        self,
+        sequences: list[Sequence],
+        drafted: Drafted,
+        drafting: Drafting | None,
+        context: float,
+        config: DraftConfig,
+    ) -> Played:
+        """One round.
+
+        Args:
+            sequences: whose prompts are complete.
+            drafted: opened by `drafting`; its draft is filled in here.
+            drafting: the drafters; None for a round of plain decoding that nobody looks at.
+            context: mean length of the sequences, in tokens.
+            config: how drafts are made now.
+        """
+
+    def verify_alone(self, sequences: list[Sequence], draft: Draft, config: DraftConfig) -> None:
+        """One target pass over drafts, to be timed."""
+
+    def draft_alone(self, sequences: list[Sequence], drafting: Drafting) -> None:
+        """One self-draft pass, to be timed."""
+
+
+class HostRounds:
+    """Pass by pass; serves every configuration."""
+
+    def __init__(
+        self, model: Transformer, arena: KVArena, sampler: Sampler, config: EngineConfig
+    ) -> None:
+        self._model, self._arena, self._sampler = model, arena, sampler
+        self._check, self._by_rejection = config.check, config.draft.by_rejection
+
+    def play(
+        self,
+        sequences: list[Sequence],
+        drafted: Drafted,
+        drafting: Drafting | None,
+        context: float,
+        config: DraftConfig,
+    ) -> Played:
+        """One round; see `Rounds`."""
+        start = time.perf_counter()
+        if drafting is not None:
+            drafting.draft(sequences, drafted, context)
+        drafted_at = time.perf_counter()
+        if self._check:
+            check_round(sequences, drafted.draft, self._arena, self._by_rejection)
+        verdicts = self._verify(sequences, drafted.draft, config)
+        return Played(verdicts, drafted_at - start, time.perf_counter() - drafted_at)
+
+    def verify_alone(self, sequences: list[Sequence], draft: Draft, config: DraftConfig) -> None:
+        """One target pass over drafts, to be timed."""
+        self._verify(sequences, draft, config)
+
+    def draft_alone(self, sequences: list[Sequence], drafting: Drafting) -> None:
+        """One self-draft pass, to be timed."""
+        drafting.draft_alone(sequences)
+
+    def _verify(
+        self, sequences: list[Sequence], draft: Draft, config: DraftConfig
+    ) -> list[Verdict]:
+        return verify(self._model, self._arena, self._sampler, sequences, draft, config)

@@ -1,0 +1,138 @@
+"""Rounds played whole on the device give the tokens that the host's give, and plain decoding alone.
+
+fp32 on the CPU, where the device's rounds run operation by operation. Tiny models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from admg.config import DraftConfig, SamplingParams
+from admg.draft_rules import WindowRule
+from admg.engine import Engine
+from admg.model import Transformer
+from admg.request import Completion, Request
+from admg.rounds import HostRounds
+from tests.admg.decoding import (
+    PLAIN,
+    assert_identical,
+    decode,
+    drafting,
+    engine_config,
+    load,
+    random_prompts,
+    requests_for,
+)
+
+LENGTHS = [1, 37, 90, 22]
+MAX_TOKENS = [24, 16, 11, 1]
+LAWS = [
+    SamplingParams(),
+    SamplingParams(temperature=1.0, seed=3),
+    SamplingParams(temperature=0.8, min_p=0.05, min_tokens=9),
+    SamplingParams(temperature=0.7, top_p=0.9, seed=5),
+    SamplingParams(temperature=1.5, top_k=12, top_p=0.95, min_p=0.02, seed=2**63 - 1),
+    SamplingParams(min_tokens=8),
+]
+
+
+@pytest.fixture(scope="module")
+def model(llama_checkpoint: Path) -> Transformer:
+    return load(llama_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def rows(model: Transformer) -> list[Request]:
+    """Every law with every length."""
+    prompts = random_prompts(model.config.vocab_size, LENGTHS) * len(LAWS)
+    laws = [law for law in LAWS for _ in LENGTHS]
+    for i, law in enumerate(laws):
+        most = MAX_TOKENS[i % len(LENGTHS)]
+        laws[i] = replace(law, max_tokens=most, min_tokens=min(law.min_tokens, most))
+    return requests_for(prompts, laws)
+
+
+@pytest.fixture(scope="module")
+def eos(model: Transformer, rows: list[Request]) -> list[int]:
+    """Tokens that rows do emit, so that some end mid-round."""
+    free = decode(model, rows[4:11:3], engine_config(max_num_seqs=4))
+    return sorted({c.token_ids[len(c.token_ids) // 2] for c in free.values()})
+
+
+@pytest.fixture(scope="module")
+def plain(model: Transformer, rows: list[Request], eos: list[int]) -> dict[str, Completion]:
+    """Every row alone, by the host's rounds."""
+    return decode(model, rows, engine_config(rounds="host"), eos_token_ids=eos)
+
+
+def on_device(
+    model: Transformer, rows: Sequence[Request], eos: list[int], draft: DraftConfig, **sizes: Any
+) -> tuple[dict[str, Completion], Engine]:
+    """Completions by key of an engine that plays whole rounds, and the engine."""
+    config = engine_config(draft, **({"rounds": "device", "max_num_seqs": 4} | sizes))
+    engine = Engine(model, config, eos_token_ids=eos)
+    return {c.key: c for c in engine.generate(rows)}, engine
+
+
+PLANS: dict[str, DraftConfig] = {
+    "plain": PLAIN,
+    "nothing-dropped": drafting(0),
+    "one": drafting(1),
+    "three": drafting(3, draft_tokens=6),
+    "all": drafting(99, keep_first=0, keep_last=0),
+    "by-threshold": drafting(threshold=0.6),
+    "fixed-with-mlps": drafting(attention=(1, 3), mlps=(2,)),
+    "holes-left-empty": drafting(2, hole_filling=False),
+    "exit": drafting(1, exit_threshold=0.4, draft_tokens=8),
+    "windows": drafting(1, windows=WindowRule(share=0.5, window=9)),
+    "all-windows": drafting(0, windows=WindowRule(share=1.0, window=1)),
+    "lookup": drafting(0, drafter="ngram"),
+    "auto": drafting(2, drafter="auto"),
+    "tail": drafting(1, lookup_tail=3),
+    "remade": drafting(2, remake_after=5, windows=WindowRule(share=0.4, window=9)),
+}
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_tokens_are_those_of_plain_decoding(model, rows, eos, plain, name: str) -> None:
+    """All laws in one batch that shrinks and is refilled; rows end mid-round."""
+    order = [rows[(i * 7) % len(rows)] for i in range(len(rows))]
+    done, engine = on_device(model, order, eos, PLANS[name])
+    ids = [[d[r.key].token_ids for r in rows] for d in (done, plain)]
+    ties = assert_identical(model, rows, *ids)
+    if not ties:
+        assert {k: c.finish_reason for k, c in done.items()} == {
+            k: c.finish_reason for k, c in plain.items()
+        }
+    drafted = sum(c.stats.num_draft_tokens for c in done.values())
+    accepted = sum(c.stats.num_accepted_draft_tokens for c in done.values())
+    if name == "tail":
+        assert isinstance(engine._way, HostRounds)
+    else:
+        assert engine._way.report.eager > 20
+    if name == "nothing-dropped":  # the draft is the target, and the noise is shared
+        assert accepted > 0.95 * drafted > 0
+    elif name not in ("plain", "auto"):
+        assert 0 < accepted < drafted
+
+
+@pytest.mark.parametrize("name", ["three", "exit", "windows"])
+def test_drafts_are_those_of_the_hosts_rounds(model, rows, eos, name: str) -> None:
+    """Running means, windows, exits and stops too: rows draft and keep the same number of tokens.
+
+    Means are sums in another order, so a draft token at a near-tie may differ here and there.
+    """
+    done, _ = on_device(model, rows, eos, PLANS[name])
+    config = engine_config(PLANS[name], rounds="host", max_num_seqs=4)
+    host = decode(model, rows, config, eos_token_ids=eos)
+    counts = [
+        [(d[r.key].stats.num_draft_tokens, d[r.key].stats.num_accepted_draft_tokens) for r in rows]
+        for d in (done, host)
+    ]
+    different = sum(a != b for a, b in zip(*counts, strict=True))
+    assert different <= len(rows) / 20, counts

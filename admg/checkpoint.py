@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +29,9 @@ _HEAD = "lm_head.weight"
 
 # Buffers that old versions of transformers saved and everybody computes anew.
 _SKIPPED = re.compile(r"(^|\.)rotary_emb\.(inv_freq|cos_cached|sin_cached)$")
+
+# Bytes of the files that are loaded, and of how many.
+OnLoad = Callable[[int, int], object]
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -157,9 +160,19 @@ def checkpoint_files(path: str | Path) -> list[Path]:
 
 
 def load_weights(
-    path: str | Path, config: ModelConfig, dtype: torch.dtype, device: torch.device | str
+    path: str | Path,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    on_load: OnLoad | None = None,
 ) -> Weights:
-    """Loads a Hugging Face folder of safetensors files.
+    """Loads a Hugging Face folder of safetensors files, straight to the device.
+
+    Args:
+        path: the folder.
+        config: what it holds.
+        dtype, device: of the weights.
+        on_load: is told after each tensor.
 
     Raises:
         ValueError: a tensor missing, unexpected, twice there or of a wrong shape or kind, by name.
@@ -169,6 +182,7 @@ def load_weights(
     targets = _targets(weights, config)
     loaded: set[str] = set()
     second_head: Tensor | None = None
+    bytes_done, bytes_all = 0, sum(file.stat().st_size for file in files)
     for name, source in _stored_tensors(files):
         if name in loaded:
             raise ValueError(f"tensor {name} stands twice in {path}")
@@ -179,6 +193,9 @@ def load_weights(
         if name not in targets:
             raise ValueError(f"tensor {name} in {path} is not one that a {config.family} model has")
         _copy(name, source, targets[name])
+        bytes_done += source.nbytes
+        if on_load is not None:
+            on_load(bytes_done, bytes_all)
     if second_head is not None:
         loaded |= _resolve_tied_head(second_head, weights.embed, given=_EMBED in loaded)
     if missing := [name for name in targets if name not in loaded]:

@@ -71,8 +71,9 @@ class RunConfig:
     """One job: input shards, output folder, model, prompts, the law and the machine's share.
 
     `input` holds files, folders or globs, each a path or any URI that pyarrow.fs understands.
-    `gpus_per_actor` None takes 1 where the cluster has GPUs. `rows_per_block` rows are committed
-    together, in one file; None takes what one actor does in a few minutes.
+    `gpus_per_actor` None takes 1 where the cluster has GPUs; a part of one needs a KV budget.
+    `rows_per_block` rows are committed together, in one file; None takes what one actor does in a
+    few minutes.
 
     A row that was in engines that died `max_crashes` times is decoded apart from others, and
     quarantined when it kills as many alone. A row may take `row_deadline_seconds`, and
@@ -140,6 +141,7 @@ class RunConfig:
             self.gpus_per_actor,
             "0 or more",
         )
+        self._refuse_shares()
         dtypes = ("auto", "float32", "bfloat16", "float16")
         refuse(self.dtype not in dtypes, "dtype", self.dtype, ", ".join(dtypes))
         policies = ("refuse", "recompute")
@@ -168,6 +170,19 @@ class RunConfig:
         for name in ("row_deadline_seconds", "token_deadline_seconds"):
             # Not "at most 0": nan is neither.
             refuse(not getattr(self, name) > 0, name, getattr(self, name), "above 0")
+
+    def _refuse_shares(self) -> None:
+        """One model on one GPU, unless it is said how much memory each may take of it."""
+        gpus = self.gpus_per_actor
+        if gpus is None or gpus in (0, 1):
+            return
+        several = "0 or 1: an actor's model is on one GPU; --actors takes more of them"
+        refuse(gpus > 1, "gpus_per_actor", gpus, several)
+        alone = (
+            "1: models that share a GPU share its bandwidth, and the first takes most of its free "
+            "memory; to share it all the same, say with kv_budget what each may take"
+        )
+        refuse(self.engine.kv_budget_bytes is None, "gpus_per_actor", gpus, alone)
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -139,8 +139,9 @@ def _dataset(
     safety: Safety,
 ) -> Dataset:
     config, factory = job.config, job.factory
-    if isinstance(factory, ModelFactory) and not layout.gpus:
-        factory = replace(factory, cpu_share=layout.actors)
+    if isinstance(factory, ModelFactory):
+        share = None if layout.gpus else layout.actors
+        factory = replace(factory, cpu_share=share, gpus=layout.gpus)
     arrow: dict[str, Any] = {"batch_format": "pyarrow"}
     parameters, law = config.row_parameters, config.sampling
     prepare = Prepare(

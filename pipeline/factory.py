@@ -110,6 +110,7 @@ class ModelFactory:
 
     `cpu_share` is how many actors share a machine's CPUs (None on GPUs: torch's own choice), unless
     the `threads` of each are given.
+    `gpus` are those of an actor (None: not in one).
     `remote` is a model that was given by URI, as it was found; each machine copies it once.
     `made_for` is the model that it must be, if drafts were calibrated for one.
     """
@@ -119,6 +120,7 @@ class ModelFactory:
     dtype: Dtype = "auto"
     cpu_share: int | None = None
     threads: int | None = None
+    gpus: float | None = None
     remote: RemoteCheckpoint | None = None
     made_for: MadeFor | None = None
 
@@ -176,6 +178,9 @@ class ModelFactory:
 
     def build(self, max_num_seqs: int | None = None) -> EngineLike:
         """Load the model. Ray leaves one thread to an actor; decoding wants its share of all."""
+        from pipeline.device import device_for
+
+        device = device_for(self.gpus)
         import torch
 
         from admg.llm import LLM
@@ -188,5 +193,7 @@ class ModelFactory:
         engine = self.engine
         if max_num_seqs is not None:
             engine = replace(engine, max_num_seqs=max_num_seqs)
-        loaded = LLM.load(self._folder(weights=True), engine=engine, dtype=self.dtype)
+        loaded = LLM.load(
+            self._folder(weights=True), engine=engine, dtype=self.dtype, device=device
+        )
         return cast(EngineLike, loaded.engine)

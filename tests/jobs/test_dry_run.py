@@ -40,7 +40,7 @@ FLAGS = st.fixed_dictionaries(
         "exit_threshold": st.floats(0, 1),
         "remake_after": st.integers(1, 99),
         "remake_every": st.integers(1, 99),
-        "gpus_per_actor": st.floats(0, 8),
+        "gpus_per_actor": st.sampled_from((0.0, 1.0)),
         "threads": st.integers(1, 99),
         "rows_per_block": st.integers(1, 99),
         "audit": st.floats(0, 1),
@@ -114,7 +114,7 @@ def test_the_plan_counts_rows_and_tokens_and_writes_nothing(tmp_path: Path) -> N
     seconds = plan.completion_tokens_left / plan.sample.decode_tokens_per_second
     assert plan.hours * 3600 == pytest.approx(seconds)
     two = make_plan(
-        replace(config, gpus_per_actor=0.5), with_sample=False, engine_factory=StandIn()
+        replace(config, gpus_per_actor=1.0), with_sample=False, engine_factory=StandIn()
     )
     assert (two.sample, two.hours, two.gpu_hours) == (None, None, None)
     assert two.completion_tokens_left == 40 * config.sampling.max_tokens

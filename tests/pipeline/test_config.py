@@ -67,7 +67,7 @@ def test_columns_are_those_of_the_template() -> None:
 
 SPEED_ONLY = [
     {"actors": 3},
-    {"gpus_per_actor": 0.5},
+    {"gpus_per_actor": 1.0},
     {"threads": 1},
     {"rows_per_block": 7},
     {"output": "elsewhere"},

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from admg.checkpoint import load_dtype
+from admg.checkpoint import OnLoad, load_dtype
 from admg.config import EngineConfig, SamplingParams
 from admg.engine import Engine
 from admg.families import ModelConfig, read_model_config
@@ -44,6 +44,7 @@ class LLM:
         engine: EngineConfig | None = None,
         dtype: str = "auto",
         device: str = "auto",
+        on_load: OnLoad | None = None,
     ) -> LLM:
         """Load a Hugging Face folder (safetensors; nothing in it is executed).
 
@@ -52,6 +53,7 @@ class LLM:
             engine: sizes and drafting; defaults of `EngineConfig`.
             dtype: auto, float32, bfloat16 or float16.
             device: auto (CUDA where there is one), cpu, cuda, cuda:1, ...
+            on_load: is told, as weights come in, how many bytes there are of how many.
 
         Raises:
             ValueError: a checkpoint, a dtype or a configuration that cannot be served, by name.
@@ -66,7 +68,7 @@ class LLM:
         check_layers(engine.draft, shape.num_layers)
         arena_size(shape, kind, device, engine)  # refused before weights are read
         low_bit = engine.draft.low_bit
-        model = Transformer.load(path, dtype=kind, device=device, low_bit=low_bit)
+        model = Transformer.load(path, dtype=kind, device=device, low_bit=low_bit, on_load=on_load)
         tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
         eos = set(model.config.eos_token_ids)
         if tokenizer.eos_token_id is not None:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from admg.attention import attend
 from admg.batch import Masked, RaggedBatch, SubBatch
-from admg.checkpoint import LayerWeights, Weights, load_weights
+from admg.checkpoint import LayerWeights, OnLoad, Weights, load_weights
 from admg.config import LowBit
 from admg.families import ModelConfig, read_model_config
 from admg.kv_arena import KVArena
@@ -136,8 +136,9 @@ class Transformer:
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
         low_bit: LowBit | None = None,
+        on_load: OnLoad | None = None,
     ) -> Transformer:
-        """From a Hugging Face folder with safetensors.
+        """From a Hugging Face folder with safetensors; `on_load` as `load_weights` has it.
 
         Raises:
             ValueError: an architecture, a field or a tensor that is not understood, or weights
@@ -146,7 +147,7 @@ class Transformer:
         config = read_model_config(path)
         if low_bit is not None:
             check_low_bit(low_bit, device)
-        return cls(config, load_weights(path, config, dtype, device), low_bit)
+        return cls(config, load_weights(path, config, dtype, device, on_load), low_bit)
 
     @torch.inference_mode()
     def forward(

@@ -178,7 +178,7 @@ class ModelFactory:
 
     def build(self, max_num_seqs: int | None = None) -> EngineLike:
         """Load the model. Ray leaves one thread to an actor; decoding wants its share of all."""
-        from pipeline.device import device_for
+        from pipeline.device import LoadingShown, device_for
 
         device = device_for(self.gpus)
         import torch
@@ -193,7 +193,6 @@ class ModelFactory:
         engine = self.engine
         if max_num_seqs is not None:
             engine = replace(engine, max_num_seqs=max_num_seqs)
-        loaded = LLM.load(
-            self._folder(weights=True), engine=engine, dtype=self.dtype, device=device
-        )
+        folder, shown = self._folder(weights=True), LoadingShown()
+        loaded = LLM.load(folder, engine=engine, dtype=self.dtype, device=device, on_load=shown)
         return cast(EngineLike, loaded.engine)

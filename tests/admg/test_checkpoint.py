@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from admg.checkpoint import (
+    _targets,
     checkpoint_files,
     count_parameters,
     empty_weights,
@@ -229,3 +232,51 @@ def test_load_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
         assert load_dtype("auto", "cpu") == expected
     with pytest.raises(ValueError, match="dtype is 'int8'"):
         load_dtype("int8", "cpu")
+
+
+@pytest.mark.slow
+def test_loading_makes_no_second_copy_in_memory(tmp_path: Path) -> None:
+    """A checkpoint of 160 MB in two shards, loaded to a device without memory of its own.
+
+    pytest -m slow tests/admg/test_checkpoint.py
+
+    What it takes of the host's then is a copy if there is one: of one tensor, 8 MB, at most. Pages
+    of the files are the system's, and the same for all processes.
+    """
+    fields = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 4}
+    raw = THIRTEEN_BILLION | fields | {"vocab_size": 4096, "num_attention_heads": 8}
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    shapes = {
+        name: list(target.shape)
+        for name, target in _targets(
+            empty_weights(parse_model_config(raw), torch.bfloat16, "meta"), parse_model_config(raw)
+        ).items()
+    }
+    names = list(shapes)
+    for part, own in enumerate((names[::2], names[1::2])):
+        tensors = {n: torch.ones(shapes[n], dtype=torch.bfloat16) for n in own}
+        save_file(tensors, tmp_path / f"model-{part}.safetensors")
+    index = {n: f"model-{i % 2}.safetensors" for i, n in enumerate(names)}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    code = f"""
+import json, torch
+from admg.checkpoint import load_weights
+from admg.families import read_model_config
+
+def own_memory():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+config = read_model_config({str(tmp_path)!r})
+before, most, told = own_memory(), 0, []
+def on_load(done, whole):
+    global most
+    most = max(most, own_memory())
+    told.append((done, whole))
+load_weights({str(tmp_path)!r}, config, torch.bfloat16, "meta", on_load)
+print(json.dumps([most - before, told[0][0], *told[-1]]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    grown, first, last, whole = json.loads(done.stdout)
+    assert whole > 140e6 and 0 < first < last and whole - 10_000 < last <= whole
+    assert grown < 24e6

@@ -12,11 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from jobs.evaluation.sandbox import Isolation, Limits, Outcome, run_program
 from jobs.evaluation.tasks import Example, program
 
-WARNING = (
-    "Runs code that the model has written, each program in a process of its own with limits "
-    "(isolation: {isolation})."
-)
-
 
 def run_tests(
     examples: Sequence[Example],
@@ -34,7 +29,10 @@ def run_tests(
     distinct = list(dict.fromkeys(programs))
     # A program that waits for its neighbours' cores may be taken for one that hangs.
     most = workers or max(1, (os.cpu_count() or 2) // 2)
-    with ThreadPoolExecutor(most) as pool:
+    pool = ThreadPoolExecutor(most)
+    try:
         ran = pool.map(lambda source: run_program(source, isolation, limits), distinct)
         outcomes = dict(zip(distinct, ran, strict=True))
+    finally:
+        pool.shutdown(cancel_futures=True)  # after Ctrl-C or an error no further program starts
     return [outcomes[p] for p in programs]

@@ -14,7 +14,7 @@ It is executed code that nobody has read. What keeps it from the machine depends
 
 `namespaces` needs Linux 5.12 and either root or user namespaces. A hook of the interpreter can be
 got round by who means to: `limits` is for programs that go wrong, inside a container or a machine
-that may be lost. Neither keeps a program from cheating its own tests.
+that may be lost. Neither keeps a program from cheating its own tests, or from the kernel's faults.
 """
 
 from __future__ import annotations
@@ -85,10 +85,7 @@ def run_program(source: str, isolation: Isolation, limits: Limits | None = None)
     except ValueError:
         result = {"status": "unavailable", "error": said.strip().rpartition("\n")[2]}
     if result["status"] == "unavailable":
-        raise SandboxUnavailable(
-            f"model-written code cannot be run here with the isolation {isolation!r}: "
-            f"{result['error']}"
-        )
+        raise _unavailable(isolation, result["error"])
     return Outcome(result["status"], result["error"].encode(errors="replace").decode())
 
 
@@ -102,10 +99,16 @@ def check_isolation(isolation: Isolation) -> None:
         raise SandboxUnavailable("model-written code is run on Linux only")
     outcome = run_program("", isolation, Limits(seconds=30))
     if outcome.status != "passed":
-        raise SandboxUnavailable(
-            f"model-written code cannot be run here with the isolation {isolation!r}: an empty "
-            f"program has {outcome.status}: {outcome.error}"
-        )
+        reason = f"an empty program has {outcome.status} {outcome.error}".strip()
+        raise _unavailable(isolation, reason)
+
+
+def _unavailable(isolation: Isolation, reason: str) -> SandboxUnavailable:
+    other = " (limits asks less of the machine, and keeps less from it)"
+    return SandboxUnavailable(
+        f"model-written code cannot be run here with the isolation {isolation!r}: {reason}"
+        f"{other if isolation == 'namespaces' else ''}"
+    )
 
 
 def _launched(order: str, seconds: float) -> str:

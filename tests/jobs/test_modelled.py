@@ -113,6 +113,13 @@ def test_limits_and_mlps_of_plans_are_counted() -> None:
     assert (saving.window, saving.weights) == (32, "int4")
 
 
+def test_a_limited_unit_reads_what_the_engines_default_does() -> None:
+    from admg.draft_rules import WindowRule
+    from admg.windows import SINKS
+
+    assert Saving().window == SINKS + WindowRule(share=0.5).window
+
+
 def test_it_agrees_with_the_share_of_the_cache_that_plans_report() -> None:
     plan = DraftPlan((1, 2), 4, (), ((0, 1), (), (), (5,), *[()] * 36))
     saving = Saving.of([plan], window=64)

@@ -220,6 +220,20 @@ def test_answers_are_run_with_their_tests(isolation: Isolation) -> None:
     assert outcomes[1] == Outcome("failed", "AssertionError: ")
 
 
+def test_after_an_error_no_further_program_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+
+    def run(source: str, *_: object) -> Outcome:
+        started.append(source)
+        raise SandboxUnavailable("gone")
+
+    monkeypatch.setattr("jobs.evaluation.code_tests.run_program", run)
+    example = Example("1", "def f(): pass\n", "", "def check(f): pass\n", "f")
+    with pytest.raises(SandboxUnavailable):
+        run_tests([example] * 50, [f"# {i}" for i in range(50)], "limits", workers=1)
+    assert len(started) < 10
+
+
 @pytest.mark.slow
 def test_all_solutions_of_the_real_data_pass(isolation: Isolation) -> None:
     """`pytest -m slow tests/jobs/test_sandbox.py`: 20 s, HumanEval's own solutions."""

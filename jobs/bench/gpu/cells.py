@@ -65,7 +65,8 @@ class Grid:
 
     def stages(self) -> Iterator[tuple[str, list[Cell]]]:
         """Cells by the draft weights that they need; the first stage has the most of them."""
-        yield "full", [*self._plain(self.context), *self._drafts("full"), *self._verify()] + [
+        first = [*self._plain(self.context), *self._verify(), *self._drafts("full"), *self._eager()]
+        yield "full", first + [
             cell for context in self.contexts if context != self.context
             for cell in self._plain(context)
         ] + [Cell("prefill", 1, context) for context in self.contexts]  # fmt: skip
@@ -84,6 +85,11 @@ class Grid:
             for dropped in self.dropped:
                 if dropped or batch == 1:
                     yield Cell("draft", batch, self.context, weights, dropped, drafts=self.drafts)
+
+    def _eager(self) -> Iterator[Cell]:
+        """Plain decoding, pass by pass: without the device's whole rounds."""
+        for batch in dict.fromkeys((1, self.batch)):
+            yield Cell("eager", batch, self.context)
 
     def _verify(self) -> Iterator[Cell]:
         for batch in dict.fromkeys((self.batch, 1)):

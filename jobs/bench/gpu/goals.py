@@ -71,7 +71,19 @@ def goals(found: Found) -> list[Goal]:
             0.97,
             _least([e["decode_ratio_low"] for e in auto]),
         ),
+        Goal("whole rounds on the device, batch 1, pass by pass = 1", 1.5, _graphs(found)),
     ]
+
+
+def _graphs(found: Found) -> float | None:
+    seconds = {
+        t.cell.part: t.answer["round_seconds"]
+        for t in found.costs.timed
+        if (t.batch, t.cell.context) == (1, found.grid.context)
+    }
+    if not {"eager", "decode"} <= seconds.keys():
+        return None
+    return float(seconds["eager"] / seconds["decode"])
 
 
 def _least(values: list[float | None]) -> float | None:

@@ -14,7 +14,7 @@ from jobs.bench.gpu.sheets import (
     roofline_share,
 )
 from jobs.bench.gpu.text import figures
-from jobs.bench.gpu.worth import Timed, tokens_per_second
+from jobs.bench.gpu.worth import Timed, draft_seconds, tokens_per_second
 
 _DIGITS = 5
 
@@ -58,6 +58,8 @@ def _cost(found: Found, timed: Timed) -> dict[str, Any]:
         more["tokens_per_second"] = tokens_per_second(timed)
         more["roofline_share"] = roofline_share(found, timed, data_sheet(found))
         more["roofline_share_measured"] = roofline_share(found, timed, measured_device(found))
+    if timed.cell.part == "draft":
+        more["draft_seconds"] = draft_seconds(found.costs.timed, timed)
     if timed.cell.part == "prefill":
         more["tokens_per_second"] = tokens_per_second(timed)
         more["tflops"] = prefill_tflops(found, timed)

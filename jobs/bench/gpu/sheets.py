@@ -13,6 +13,7 @@ from jobs.bench.gpu.worth import (
     ByCost,
     Timed,
     by_cost,
+    draft_seconds,
     prefill_flops,
     tokens_per_second,
 )
@@ -66,8 +67,8 @@ def prefill_tflops(found: Found, timed: Timed) -> float:
 
 def sheets(found: Found) -> list[Sheet]:
     """All tables that have a row."""
-    made = [_plain(found), _prefill(found), _drafts(found), _verify(found), _worth(found)]
-    return [s for s in (*made, _text(found), _left_out(found)) if s.rows]
+    made = [_plain(found), _eager(found), _prefill(found), _verify(found), _drafts(found)]
+    return [s for s in (*made, _worth(found), _text(found), _left_out(found)) if s.rows]
 
 
 def _model(found: Found) -> ModelConfig:
@@ -115,16 +116,29 @@ def _drafts(found: Found) -> Sheet:
     for t in sorted(
         _of(found, "draft"), key=lambda t: (t.batch, t.cell.weights, t.cell.share, t.cell.dropped)
     ):
-        cost = next((c for c in by_cost([*_of(found, "decode"), t])), None)
+        cost = draft_seconds(found.costs.timed, t)
+        step = _step(found, t)
         rows.append(
             (
                 *_plan(t.batch, t.cell.context, t.cell.weights, t.cell.dropped, t.cell.share),
-                _ms(t.answer["draft_seconds"]),
-                "-" if cost is None else f"{cost.draft_cost:.2f}",
+                _ms(t.answer["round_seconds"]),
+                _ms(cost),
+                "-" if cost is None or step is None else f"{cost / step:.2f}",
             )
         )
-    columns = (*_PLAN, "ms a pass", "plain step = 1")
-    return Sheet("Draft passes", columns, tuple(rows))
+    columns = (*_PLAN, "ms a round", "ms a draft pass", "plain step = 1")
+    note = (
+        f"Rounds of {found.grid.drafts} draft tokens, timed whole; a pass is a part of what such a "
+        "round takes beyond its verification."
+    )
+    return Sheet("Draft passes", columns, tuple(rows), note)
+
+
+def _step(found: Found, timed: Timed) -> float | None:
+    """Seconds of a plain step of the same batch and context, if it was measured."""
+    at = (timed.batch, timed.cell.context)
+    steps = [t for t in _of(found, "decode") if (t.batch, t.cell.context) == at]
+    return float(steps[0].answer["round_seconds"]) if steps else None
 
 
 def _verify(found: Found) -> Sheet:
@@ -133,12 +147,28 @@ def _verify(found: Found) -> Sheet:
             f"{t.batch}",
             f"{t.cell.context}",
             f"{t.cell.drafts + 1}",
-            _ms(t.answer["verify_seconds"]),
+            _ms(t.answer["round_seconds"]),
+            _ratio(t.answer["round_seconds"], _step(found, t)),
         )
         for t in _of(found, "verify")
     ]
-    columns = ("batch", "context", "tokens each", "ms")
-    return Sheet("Verification passes", columns, tuple(rows))
+    columns = ("batch", "context", "tokens each", "ms", "plain step = 1")
+    return Sheet("Verification", columns, tuple(rows))
+
+
+def _eager(found: Found) -> Sheet:
+    rows = [
+        (
+            f"{t.batch}",
+            f"{t.cell.context}",
+            _ms(t.answer["round_seconds"]),
+            _ratio(t.answer["round_seconds"], _step(found, t)),
+        )
+        for t in _of(found, "eager")
+    ]
+    columns = ("batch", "context", "ms a step", "whole rounds on the device = 1")
+    note = "On CUDA these are CUDA graphs; elsewhere both are the same."
+    return Sheet("Plain decoding pass by pass", columns, tuple(rows), note)
 
 
 def _worth(found: Found) -> Sheet:
@@ -221,6 +251,10 @@ def _plan(
 
 def _ms(seconds: float | None) -> str:
     return "-" if seconds is None else f"{1000 * seconds:.2f}"
+
+
+def _ratio(value: float, other: float | None) -> str:
+    return "-" if other is None else f"{value / other:.2f}"
 
 
 def _share(value: float | None) -> str:

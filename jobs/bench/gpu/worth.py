@@ -1,5 +1,9 @@
 """What measured passes are worth: shares of the roofline, and speedups by cost; pure functions.
 
+A round of k drafts and their verification is timed as a whole, and so is one whose drafts are
+looked up and cost nothing; the difference is what k draft passes take, with all that the engine
+learns for them on the way.
+
 By cost: a round of k draft passes and one verification is set against plain steps, with an assumed
 acceptance a per draft token, independent of the others: it commits (1 - a^(k+1)) / (1 - a) tokens
 (Leviathan et al., 2211.17192, section 3). So much is modelled; the passes' times are measured.
@@ -66,8 +70,8 @@ def by_cost(found: Iterable[Timed], acceptance: float = ACCEPTANCE) -> list[ByCo
     rows = []
     for timed in found:
         at = (timed.batch, timed.cell.context)
-        draft = timed.answer.get("draft_seconds")
-        if timed.cell.part != "draft" or at not in plain or not draft:
+        draft = draft_seconds(found, timed)
+        if draft is None:
             continue
         step = float(plain[at].answer["round_seconds"])
         passes = verifications(found, *at, step)
@@ -89,17 +93,29 @@ def speedup(k: int, draft: float, verification: float, step: float, acceptance: 
     return tokens * step / (k * draft + verification)
 
 
+def draft_seconds(found: Iterable[Timed], timed: Timed) -> float | None:
+    """Of one draft pass in a round that was timed; None where its surroundings were not."""
+    found, at = list(found), (timed.batch, timed.cell.context)
+    plain = [t for t in found if t.cell.part == "decode" and (t.batch, t.cell.context) == at]
+    if timed.cell.part != "draft" or not plain:
+        return None
+    passes = verifications(found, *at, float(plain[0].answer["round_seconds"]))
+    if len(passes) < 2:
+        return None
+    drafts = timed.cell.drafts
+    verified = seconds_of(passes, drafts + 1)
+    # Where drafting is lost in the noise it is not free.
+    return max((timed.answer["round_seconds"] - verified) / drafts, 1e-9)
+
+
 def verifications(
     found: Iterable[Timed], batch: int, context: int, step: float
 ) -> list[tuple[int, float]]:
     """(tokens per sequence, seconds) of measured passes, beginning with the plain step."""
     measured = {
-        t.cell.drafts + 1: float(t.answer["verify_seconds"])
+        t.cell.drafts + 1: float(t.answer["round_seconds"])
         for t in found
-        if t.cell.part in ("verify", "draft")
-        and (t.batch, t.cell.context) == (batch, context)
-        # A draft's cell verifies too, but only its own number of tokens: a cell made for it counts.
-        and (t.cell.part == "verify" or t.cell.weights == "full")
+        if t.cell.part == "verify" and (t.batch, t.cell.context) == (batch, context)
     }
     return sorted({1: step, **measured}.items())
 

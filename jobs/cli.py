@@ -8,6 +8,7 @@ import click
 
 from jobs.bench.command import bench
 from jobs.bench.drafts.command import drafts
+from jobs.bench.grid.command import grid
 from jobs.bench.gpu.command import gpu
 from jobs.bench.paper.command import paper
 from jobs.bench.pipeline_command import pipeline
@@ -57,6 +58,7 @@ main.add_command(doctor)
 main.add_command(completion)
 bench.add_command(pipeline)
 bench.add_command(drafts)
+bench.add_command(grid)
 bench.add_command(paper)
 bench.add_command(gpu)
 prepare.add_command(widened)

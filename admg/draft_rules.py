@@ -73,7 +73,8 @@ class WindowRule:
 
     Exactly one of `share` (of all (layer, KV head) units, those that change least) and `threshold`
     (units whose limit leaves a similarity at or above it) chooses them. The share "auto" is the
-    controller's choice among `WINDOW_SHARES`.
+    controller's choice among `WINDOW_SHARES`. With `per` "layer" all heads of a layer are limited
+    or none, by their mean similarity: coarser, for comparison.
 
     Raises:
         ValueError: none or both given, or a value outside its range.
@@ -82,8 +83,10 @@ class WindowRule:
     share: float | Literal["auto"] | None = None
     threshold: float | None = None
     window: int = 64
+    per: Literal["head", "layer"] = "head"
 
     def __post_init__(self) -> None:
+        refuse(self.per not in ("head", "layer"), "window_per", self.per, "head or layer")
         given = [n for n in ("share", "threshold") if getattr(self, n) is not None]
         refuse(len(given) != 1, "window rule", given, "exactly one of share, threshold")
         if self.share is not None and self.share != "auto":

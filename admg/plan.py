@@ -82,6 +82,9 @@ def choose_windowed(
     """
     share = rule.share if isinstance(rule.share, int | float) else 0.0
     wanted = round(share * sum(map(len, units)))
+    if rule.per == "layer":
+        units = [[sum(heads) / len(heads)] * len(heads) for heads in units]
+        wanted = round(wanted / len(units[0])) * len(units[0])  # of whole layers
     ranked = sorted(
         (-similarity, layer, head)
         for layer, heads in enumerate(units)

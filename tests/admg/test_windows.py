@@ -163,6 +163,16 @@ def test_the_units_that_change_least_are_chosen() -> None:
     assert choose_windowed(units, WindowRule(threshold=1.0), ()) == ()
 
 
+def test_whole_layers_can_be_chosen_instead() -> None:
+    units = [[0.9, 0.99], [0.999, 0.2], [0.95, 0.97]]
+    half = WindowRule(share=0.5, per="layer")  # of six units: one layer and a half, so two
+    assert choose_windowed(units, half, ()) == ((0, 1), (), (0, 1))
+    assert choose_windowed(units, WindowRule(share=0.3, per="layer"), (2,)) == ((0, 1), (), ())
+    assert choose_windowed(units, WindowRule(threshold=0.95, per="layer"), ()) == ((), (), (0, 1))
+    with pytest.raises(ValueError, match="window_per is 'row'"):
+        WindowRule(share=0.5, per="row")  # type: ignore[arg-type]
+
+
 def test_samples_are_spread_over_each_prompt() -> None:
     rule = WindowRule(share=0.5, window=WINDOW)
     tokens, owners = sampled([0, 300], [400, 100], [400, 400], rule)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import product
-from typing import Any
+from typing import Any, Literal
 
 from admg.config import DraftConfig, SimilarityMean
 from admg.draft_rules import DropRule, WindowRule
-from jobs.bench.paper.calibration import Similarities, ranked_set, threshold_for
+from admg.windows import SINKS
+from jobs.bench.paper.calibration import Similarities, level_for, ranked_set
 from jobs.bench.paper.cells import Cell
 from jobs.bench.paper.decoding import WINDOW
 from jobs.bench.paper.settings import Settings
@@ -23,6 +24,7 @@ _BASE: dict[str, Any] = {"draft_tokens": FIXED_TOKENS, "hole_filling": False}
 _NO_RULES = DropRule(threshold=0.0, fill_gaps=False, drop_tail=False)
 # Shares of keys and values that a draft does not read, by different means.
 _SAVED = (0.25, 0.5, 0.75)
+_PER: tuple[Literal["layer", "head"], ...] = ("layer", "head")
 
 
 def ablation_cells(
@@ -57,7 +59,7 @@ def _rules(
     shares = (SHARE, 0.4) if every else (SHARE,)
     for share, kind in product(shares, similarities):
         count = wanted_layers(share, num_layers)
-        level = threshold_for(similarities[kind], count, _NO_RULES)
+        level = level_for(similarities[kind], count, _NO_RULES)
         for one, two in product((False, True), repeat=2):
             drop = DropRule(threshold=level, fill_gaps=one, drop_tail=two)
             name = (
@@ -94,19 +96,21 @@ def _refreshed(num_layers: int, every: bool) -> dict[str, DraftConfig]:
 def _equal_bytes(num_layers: int, mean_length: float, every: bool) -> dict[str, DraftConfig]:
     found = {}
     # A limited head still reads its window, so more heads are limited than layers dropped.
-    left = max(0.05, 1 - (WINDOW + 4) / mean_length)
+    left = max(0.05, 1 - (SINKS + WINDOW) / mean_length)
     for share in _SAVED if every else (0.5,):
         drop = DropRule(count=wanted_layers(share, num_layers))
-        limited = min(1.0, share / left)
-        nothing = DropRule(count=0)
+        limited = {
+            f"limited {per}s": WindowRule(share=min(1.0, share / left), window=WINDOW, per=per)
+            for per in _PER
+        }
         for filled in (False, True):
             base = _BASE | {"hole_filling": filled}
             end = " filled" if filled else ""
-            found[f"bytes/{share:.2f}/dropped layers{end}"] = DraftConfig(drop=drop, **base)
-            heads = WindowRule(share=limited, window=WINDOW)
-            found[f"bytes/{share:.2f}/limited heads{end}"] = DraftConfig(
-                drop=nothing, windows=heads, **base
-            )
+            start = f"bytes/{share:.2f}"
+            found[f"{start}/dropped layers{end}"] = DraftConfig(drop=drop, **base)
+            for name, windows in limited.items():
+                nothing = DropRule(count=0)
+                found[f"{start}/{name}{end}"] = DraftConfig(drop=nothing, windows=windows, **base)
     return found
 
 

@@ -12,6 +12,7 @@ for another draw of sets is an error like another draw of prompts.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -66,8 +67,7 @@ def estimate(counts: Counts, *, seed: int, resamples: int = RESAMPLES) -> Estima
     value = _ratio(counts.over.sum(), counts.under.sum())
     if np.isnan(value):
         return None
-    picks = _picks(counts.prompts, resamples, seed)
-    return _summary(value, _resampled(counts, picks, seed))
+    return _summary(value, _resampled(counts, resamples, seed, seed + 1))
 
 
 def difference(a: Counts, b: Counts, *, seed: int, resamples: int = RESAMPLES) -> Estimate | None:
@@ -81,8 +81,8 @@ def difference(a: Counts, b: Counts, *, seed: int, resamples: int = RESAMPLES) -
     value = _ratio(a.over.sum(), a.under.sum()) - _ratio(b.over.sum(), b.under.sum())
     if np.isnan(value):
         return None
-    picks = _picks(a.prompts, resamples, seed)
-    return _summary(value, _resampled(a, picks, seed + 1) - _resampled(b, picks, seed + 2))
+    ours, theirs = (_resampled(c, resamples, seed, seed + i) for i, c in ((1, a), (2, b)))
+    return _summary(value, ours - theirs)
 
 
 def ratio(a: Counts, b: Counts, *, seed: int, resamples: int = RESAMPLES) -> Estimate | None:
@@ -92,31 +92,29 @@ def ratio(a: Counts, b: Counts, *, seed: int, resamples: int = RESAMPLES) -> Est
     value = _ratio(_ratio(a.over.sum(), a.under.sum()), _ratio(b.over.sum(), b.under.sum()))
     if np.isnan(value):
         return None
-    picks = _picks(a.prompts, resamples, seed)
+    ours, theirs = (_resampled(c, resamples, seed, seed + i) for i, c in ((1, a), (2, b)))
     with np.errstate(divide="ignore", invalid="ignore"):
-        spread = _resampled(a, picks, seed + 1) / _resampled(b, picks, seed + 2)
-    return _summary(value, spread)
+        return _summary(value, ours / theirs)
 
 
-def _picks(prompts: int, resamples: int, seed: int) -> Array:
-    """[R, N] indices of prompts; the same for every system."""
-    return np.random.default_rng(seed).integers(0, prompts, (resamples, prompts))
+@lru_cache(maxsize=64)
+def _often(items: int, resamples: int, seed: int) -> Array:
+    """[R, items] how often each is picked in each resample; the same for every system."""
+    picks = np.random.default_rng(seed).integers(0, items, (resamples, items))
+    places = picks + items * np.arange(resamples)[:, None]
+    counted = np.bincount(places.ravel(), minlength=items * resamples)
+    return counted.reshape(resamples, items).astype(np.float64)
 
 
-def _resampled(counts: Counts, picks: Array, seed: int) -> Array:
-    """[R] ratios."""
-    sets = counts.over.shape[0]
-    if sets == 1:
-        over, under = counts.over[0][picks].sum(1), counts.under[0][picks].sum(1)
-    else:
-        # How often each prompt and each set was picked: [R, N] and [R, K].
-        often = np.stack([np.bincount(p, minlength=counts.prompts) for p in picks])
-        drawn = np.random.default_rng(seed).integers(0, sets, (len(picks), sets))
-        weights = np.stack([np.bincount(d, minlength=sets) for d in drawn])
-        over = np.einsum("rk,kn,rn->r", weights, counts.over, often)
-        under = np.einsum("rk,kn,rn->r", weights, counts.under, often)
+def _resampled(counts: Counts, resamples: int, seed: int, own_seed: int) -> Array:
+    """[R] ratios; prompts are picked by `seed`, a system's sets by `own_seed`."""
+    often = _often(counts.prompts, resamples, seed)
+    over, under = often @ counts.over.T, often @ counts.under.T  # [R, K]
+    sets = over.shape[1]
+    drawn = _often(sets, resamples, own_seed) if sets > 1 else 1.0
     with np.errstate(divide="ignore", invalid="ignore"):
-        return over / under
+        ratios: Array = (drawn * over).sum(1) / (drawn * under).sum(1)
+    return ratios
 
 
 def _summary(value: float, spread: Array) -> Estimate:

@@ -27,6 +27,7 @@ main/admg@xsum.
 Exit codes:
   0    all that was asked for is in the record and on the page
   2    a mistake in the command or the data; nothing was loaded
+  4    a cell failed; the page has what there is
   130  interrupted; the page has what there is, the same command goes on
 """
 
@@ -62,8 +63,8 @@ def _plans(ctx: click.Context, parameter: click.Parameter, value: Any) -> dict[s
 @click.option(
     "--cells", multiple=True, metavar="PATTERN", help="Cells by name, as 'ablation/*'. Repeatable."
 )
-@click.option("--prompts", type=int, help="Of each task.  [default: 10]")
-@click.option("--held-out", type=int, help="Others, to calibrate on.  [default: 6]")
+@click.option("--prompts", type=int, help="Of each task.  [default: 8]")
+@click.option("--held-out", type=int, help="Others, to calibrate on.  [default: 5]")
 @click.option("--trials", type=int, help="Sets that Draft & Verify's search tries.  [default: 60]")
 @click.option("--repeats", type=int, help="Timed turns.  [default: 2]")
 @click.option(

@@ -99,6 +99,14 @@ class Decoder:
                     found.append(Request(prompt, params, key=f"{name}/{law}/{i}"))
         return found
 
+    def held_out(self, task: Task, limit: int) -> list[Request]:
+        """A greedy request for each prompt that is kept for calibrating."""
+        params = SamplingParams(max_tokens=limit, seed=self._seed, stop=task.stop)
+        return [
+            Request(prompt, params, key=f"{task.name}/held out/{i}")
+            for i, prompt in enumerate(task.held_out)
+        ]
+
     def decode(self, draft: DraftConfig, requests: Sequence[Request]) -> dict[str, Completion]:
         """Completions by key.
 
@@ -121,10 +129,12 @@ class Decoder:
         decay = draft.similarity_decay if draft.similarity == "decay" else 0.0
         key = (draft.similarity, decay)
         if key not in self._stores:
+            # Limits are only ever asked for with the usual mean; they cost time to look at.
+            usual = draft.similarity == DraftConfig().similarity
             seen = DraftConfig(
                 similarity=draft.similarity,
                 similarity_decay=draft.similarity_decay,
-                windows=WindowRule(share=0.5, window=WINDOW),
+                windows=WindowRule(share=0.5, window=WINDOW) if usual else None,
             )
             free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
             self._stores[key] = PromptStore(seen, int(free * _STORE_SHARE))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs.bench.paper.bootstrap import Counts, Estimate, difference, estimate, ratio
+from jobs.bench.paper.hindsight import best_fixed
 from jobs.bench.paper.record import Record
 from jobs.bench.paper.rows import Rows, joined, stacked
 from jobs.bench.paper.settings import LAWS
@@ -45,8 +46,6 @@ def control_rows(record: Record, count: int, kind: str, task: str, law: str) -> 
     """The rows of a control: `admg`, `random`, `ranked` (on the task itself) or `best`."""
     start = f"control/{count}/"
     if kind == "best":
-        from jobs.bench.paper.run import best_fixed
-
         name = best_fixed(record.cells, count, task)
         names = [] if name is None else [name]
     elif kind == "random":

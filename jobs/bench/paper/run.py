@@ -14,14 +14,14 @@ from admg.draft_rules import DropRule, RandomSets
 from admg.layer_sets import drawn
 from jobs.bench.paper import variants
 from jobs.bench.paper.ablations import MEANS, ablation_cells
-from jobs.bench.paper.calibration import frequent_sets, ranked_set, threshold_for
+from jobs.bench.paper.calibration import frequent_sets, level_for, ranked_set
 from jobs.bench.paper.cells import Cell, described
 from jobs.bench.paper.decoding import Decoder, rows_of, same, trail
+from jobs.bench.paper.hindsight import best_fixed, judge_of, swapped
 from jobs.bench.paper.progress import Progress
 from jobs.bench.paper.record import Record
-from jobs.bench.paper.rows import Rows, joined
-from jobs.bench.paper.search import Search
-from jobs.bench.paper.settings import LAWS, Settings
+from jobs.bench.paper.searching import Find
+from jobs.bench.paper.settings import Settings
 
 _PLAIN = "main/plain"
 # Distinct sets that ADMG chose most often, and random ones, that are tried as fixed sets.
@@ -47,7 +47,7 @@ class Counting:
         record: Record,
         keep: Callable[[], None],
         progress: Progress,
-        search: Search,
+        search: Find,
     ) -> None:
         self._settings, self._decoder, self._record = settings, decoder, record
         self._keep, self._progress, self._search = keep, progress, search
@@ -66,7 +66,10 @@ class Counting:
         )
         self._decode_all(variants.control_cells(settings, self._layers, self._ranked()))
         for share in settings.sizes.levels:
-            self._decode_all(self._pool(variants.wanted_layers(share, self._layers)))
+            count = variants.wanted_layers(share, self._layers)
+            self._decode_all(self._pool(count))
+            for task in settings.tasks:
+                self._swap(count, task)
         self._decode_all(variants.best_fixed_cells(settings, self._best()))
         self._decode_all(self._ablations())
 
@@ -75,8 +78,7 @@ class Counting:
         wanted = variants.wanted_layers(variants.SHARE, self._layers)
         rule = DropRule(threshold=0.0)
         return {
-            task: threshold_for(rows, wanted, rule)
-            for task, rows in self._similarities("mean").items()
+            task: level_for(rows, wanted, rule) for task, rows in self._similarities("mean").items()
         }
 
     def sets(self) -> dict[str, DropRule]:
@@ -140,6 +142,27 @@ class Counting:
             variants.fixed_control(self._settings, count, f"pool@{i}", layers)
             for i, layers in enumerate(new)
         ]
+
+    def _swap(self, count: int, task: str) -> None:
+        """Improve a task's best fixed set on the prompts that it is judged on, and count that."""
+        best = best_fixed(self._record.cells, count, task)
+        name = f"control/{count}/swapped@{task}"
+        start = [] if best is None else self._record.cells[best]["draft"]["drop"]["attention"]
+        cell = variants.fixed_control(self._settings, count, f"swapped@{task}", start, (task,))
+        asked = (self._settings.sections, self._settings.cells)
+        if best is None or not cell.wanted(*asked) or name in self._record.cells:
+            return
+        requests = [r for r in self._decoder.requests(cell) if "/greedy/" in r.key]
+        done = self._decoder.decode(variants.PLAIN, requests)
+        completions = [done[r.key].token_ids for r in requests]
+        worth = judge_of(self._decoder, requests, completions)
+        rule = DropRule(count=0)
+        allowed = range(rule.keep_first, self._layers - rule.keep_last)
+        sizes = (self._settings.sizes.swaps, self._settings.seed)
+        found = swapped(start, allowed, worth, *sizes)
+        self._decode(
+            variants.fixed_control(self._settings, count, f"swapped@{task}", found, (task,))
+        )
 
     def _best(self) -> dict[str, DropRule]:
         count = variants.wanted_layers(variants.SHARE, self._layers)
@@ -209,14 +232,3 @@ class Counting:
         seconds = self._progress.end(name)
         self._record.cells[name] = {**value, "seconds": round(seconds, 2)}
         self._keep()
-
-
-def best_fixed(cells: Mapping[str, Any], count: int, task: str) -> str | None:
-    """The name of the control whose fixed set commits most tokens per pass on a task."""
-    found: dict[str, float] = {}
-    for name, cell in cells.items():
-        if name.startswith((f"control/{count}/ranked@", f"control/{count}/pool@")):
-            parts = [Rows.from_dict(cell["rows"][f"{task}/{law}"]) for law in LAWS]
-            rows = joined(parts)
-            found[name] = sum(rows.committed) / max(1, sum(rows.passes))
-    return max(found, key=lambda name: (found[name], name)) if found else None

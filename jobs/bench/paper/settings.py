@@ -21,28 +21,30 @@ class Sizes:
     `prompts` of each task are decoded by every system, of which `ablated` by every ablation and
     `timed` with a clock, `repeats` times. `held_out` others are what drafters are calibrated on.
     Completions have `tokens` by task, in controls and ablations up to `short`. `random_sets` stand
-    for choosing at random, and `trials` sets are tried by Draft & Verify's search for each task.
+    for choosing at random, `trials` sets are tried by Draft & Verify's search for each task, and
+    `swaps` of a layer to make the best fixed set better.
     `levels` are the shares of the attention layers that controls drop.
     """
 
-    prompts: int = 10
-    held_out: int = 6
+    prompts: int = 8
+    held_out: int = 5
     ablated: int = 4
     timed: int = 3
     repeats: int = 2
     tokens: dict[str, int] = field(
-        default_factory=lambda: {"cnn_dailymail": 64, "xsum": 32, "humaneval": 160}
+        default_factory=lambda: {"cnn_dailymail": 64, "xsum": 32, "humaneval": 128}
     )
     short: int = 32
     random_sets: int = 4
     trials: int = 60
+    swaps: int = 24
     levels: tuple[float, ...] = (0.25, 0.4)
     every_ablation: bool = True
 
 
 FULL = Sizes()
 QUICK = Sizes(
-    prompts=3,
+    prompts=2,
     held_out=2,
     ablated=1,
     timed=1,
@@ -50,7 +52,8 @@ QUICK = Sizes(
     tokens={"cnn_dailymail": 24, "xsum": 16, "humaneval": 48},
     short=16,
     random_sets=2,
-    trials=8,
+    trials=6,
+    swaps=3,
     levels=(0.25,),
     every_ablation=False,
 )
@@ -120,6 +123,7 @@ class Settings:
             "short": s.short,
             "random_sets": s.random_sets,
             "trials": s.trials,
+            "swaps": s.swaps,
             "levels": list(s.levels),
             "every_ablation": s.every_ablation,
         }

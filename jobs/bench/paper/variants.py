@@ -8,7 +8,6 @@ draft has 4 tokens, so that tokens per target pass compare the choice of layers 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from admg.config import DraftConfig
@@ -137,13 +136,18 @@ def control_cells(
     return cells
 
 
-def fixed_control(settings: Settings, count: int, name: str, layers: Sequence[int]) -> Cell:
-    """One fixed set in the setting of the controls."""
+def fixed_control(
+    settings: Settings,
+    count: int,
+    name: str,
+    layers: Sequence[int],
+    tasks: tuple[str, ...] | None = None,
+) -> Cell:
+    """One fixed set in the setting of the controls, on some tasks (None: all)."""
     draft = DraftConfig(drop=fixed_set(layers), **_FIXED)
     sizes = settings.sizes
-    return Cell(
-        f"control/{count}/{name}", draft, settings.tasks, tuple(LAWS), sizes.prompts, sizes.short
-    )
+    every = (tasks or settings.tasks, tuple(LAWS), sizes.prompts, sizes.short)
+    return Cell(f"control/{count}/{name}", draft, *every)
 
 
 def timed_drafts(
@@ -159,11 +163,6 @@ def timed_drafts(
     drafts["admg-filled"] = DraftConfig(drop=drop, **extended)
     drafts["auto"] = DraftConfig(drafter="auto", drop=drop, lookup_store_tokens=0)
     return drafts
-
-
-def without_filling(draft: DraftConfig) -> DraftConfig:
-    """The same with nothing in the place of what is dropped."""
-    return replace(draft, hole_filling=False)
 
 
 def _seed(settings: Settings, i: int) -> int:

@@ -1,0 +1,212 @@
+"""`admg-batch bench paper` from end to end with a tiny model: counted, kept, resumed, shown."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from jobs.bench.paper import decoding
+from jobs.bench.paper.numbers import lossless, rows_in
+from jobs.bench.paper.page import render
+from jobs.bench.paper.plots import plots
+from jobs.bench.paper.record import Record
+from jobs.cli import main
+from tests.jobs.paper_data import write_data
+
+Call = Callable[..., Result]
+# Some of each kind: all of them take four times as long (see the slow test).
+CELLS = ["main/*", "control/*", "ablation/rules/threshold*/mean/*", "ablation/bytes/*"]
+CELLS += ["timed/xsum/greedy/*"]
+TASKS = ["--task", "cnn_dailymail", "--task", "xsum"]
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("paper-data"))
+
+
+@pytest.fixture(scope="session")
+def base(tiny: Path, data: Path) -> list[object]:
+    """Options of a run that takes seconds."""
+    sizes = ["--prompts", 2, "--held-out", 1, "--trials", 2, "--threads", 1, "--quick"]
+    return ["bench", "paper", "--model", tiny, "--data", data, *sizes, *TASKS]
+
+
+@pytest.fixture(scope="session")
+def whole(base: list[object], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of nearly everything."""
+    folder = tmp_path_factory.mktemp("paper") / "results"
+    cells = [part for pattern in CELLS for part in ("--cells", pattern)]
+    arguments = [*base, "--output", folder, *cells]
+    done = CliRunner().invoke(main, [str(a) for a in arguments])
+    assert done.exit_code == 0, done.output
+    return folder
+
+
+@pytest.fixture
+def record(whole: Path) -> Record:
+    found = Record.read(whole)
+    assert found is not None
+    return found
+
+
+def test_every_row_of_every_drafter_is_plain_decodings(record: Record) -> None:
+    same = lossless(record)
+    assert same.rows == same.identical > 100
+    names = {name.partition("@")[0] for name in record.cells}
+    assert {"main/plain", "main/draft-verify", "main/swift", "main/random"} <= names
+    assert {"main/best-fixed", "main/admg", "main/admg-filled", "main/auto"} <= names
+    plain = rows_in(record, "main/plain", "xsum", "sampled")
+    filled = rows_in(record, "main/admg-filled", "xsum", "sampled")
+    assert plain is not None and filled is not None
+    assert plain.passes == plain.committed and sum(filled.passes) < sum(plain.passes)
+    assert plain.quality == filled.quality and set(plain.quality) == {"ROUGE-2", "ROUGE-L"}
+
+
+def test_a_row_that_is_not_plain_decodings_would_be_seen() -> None:
+    plain = decoding.trail([5, 6, 7, 8])
+    assert decoding.same([5, 6, 7, 8], plain, 4) and decoding.same([5, 6], plain, 2)
+    assert not decoding.same([5, 7], plain, 2)
+    assert not decoding.same([5, 6, 7], plain, 4)  # ended early
+    assert not decoding.same([5, 6, 7, 8, 9], plain, 5)
+
+
+def test_the_page_is_what_the_record_says(whole: Path, record: Record) -> None:
+    drawn = plots(record)
+    captions = {name: caption for name, (_, caption) in drawn.items()}
+    assert render(record, captions) == (whole / "paper.md").read_text()
+    assert set(captions) == {"paper-controls", "paper-systems", "paper-bytes"}
+    for name, (svg, _) in drawn.items():
+        assert (whole / f"{name}.svg").read_text() == svg
+        assert f"({name}.svg)" in (whole / "paper.md").read_text()
+
+
+def test_a_number_that_changes_in_the_record_changes_on_the_page(record: Record) -> None:
+    before = render(record, {})
+    record.cells["main/admg-filled"]["rows"]["xsum/greedy"]["committed"][0] += 1
+    assert render(record, {}) != before
+    record.cells["control/1/admg"]["rows"]["xsum/greedy"]["identical"][0] = False
+    same = lossless(record)
+    assert f"{same.rows - 1} of {same.rows} rows" in render(record, {})
+
+
+def test_the_page_answers_the_question(whole: Path) -> None:
+    text = (whole / "paper.md").read_text()
+    answer = text.partition("## Does it matter")[2].partition("## Every system")[0]
+    number = r"[+-]\d\.\d\d \([+-]\d\.\d\d to [+-]\d\.\d\d\)"
+    for name in ("the best fixed set in hindsight", "random sets of equal size"):
+        assert re.search(rf"(better than|worse than|not told apart from) {name}: {number}", answer)
+    for heading in ("Our reading of the two rules", "What could not be compared", "needs 13B"):
+        assert heading in text
+    for lonely in re.findall(r"^\|.*$", text, re.M):
+        assert "nan" not in lonely and "inf" not in lonely.split()
+
+
+def test_a_run_goes_on_where_it_was_killed(
+    whole: Path, base: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "results"
+    arguments = [*base, "--output", folder, "--only", "main", "--cells", "main/admg*"]
+    decode = decoding.Decoder.decode
+    asked: list[Any] = []
+
+    def killed(self: decoding.Decoder, draft: Any, requests: Any) -> Any:
+        asked.append(draft)
+        if len(asked) == 11:  # six calibrations, two searches, plain decoding, one system
+            raise KeyboardInterrupt
+        return decode(self, draft, requests)
+
+    monkeypatch.setattr(decoding.Decoder, "decode", killed)
+    done = CliRunner().invoke(main, [str(a) for a in arguments])
+    assert done.exit_code == 130 and "the same command goes on" in done.stderr
+    first = json.loads((folder / "paper.json").read_text())["cells"]
+    assert {"calibration/mean", "main/plain"} <= set(first)
+    assert "not finished" in (folder / "paper.md").read_text()
+
+    monkeypatch.setattr(decoding.Decoder, "decode", decode)
+    done = CliRunner().invoke(main, [str(a) for a in arguments])
+    assert done.exit_code == 0, done.output
+    then = json.loads((folder / "paper.json").read_text())["cells"]
+    assert {name: then[name] for name in first} == first  # seconds too: nothing was done again
+    assert set(then) - set(first) <= {n for n in then if n.startswith("main/admg")}
+    assert "not finished" not in (folder / "paper.md").read_text()
+    # What was counted in two runs is what one run has counted.
+    once = json.loads((whole / "paper.json").read_text())["cells"]
+    for name in (n for n in then if "rows" in then[n]):
+        for place, rows in then[name]["rows"].items():
+            timed = ("prefill_seconds", "decode_seconds")
+            other = once[name]["rows"][place]
+            assert {k: v for k, v in rows.items() if k not in timed} == {
+                k: v for k, v in other.items() if k not in timed
+            }
+
+
+def test_another_run_in_the_folder_is_refused(
+    admg_batch: Call, whole: Path, base: list[object], tmp_path: Path
+) -> None:
+    folder = tmp_path / "results"
+    shutil.copytree(whole, folder)
+    before = (folder / "paper.json").read_bytes()
+    result = admg_batch(*base, "--output", folder, "--seed", 1)
+    assert result.exit_code == 2
+    assert "which holds a run with seed 0 and not 1" in result.stderr
+    assert (folder / "paper.json").read_bytes() == before
+
+
+def test_the_page_alone(admg_batch: Call, whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "results"
+    folder.mkdir()
+    shutil.copy(whole / "paper.json", folder)
+    assert admg_batch("bench", "paper", "--output", folder, "--page-only").exit_code == 0
+    for name in ("paper.md", "paper-controls.svg"):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes()
+    result = admg_batch("bench", "paper", "--output", tmp_path, "--page-only")
+    assert result.exit_code == 2 and "must hold a paper.json" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--prompts", 40], "--prompts and --held-out ask for 41 texts of cnn_dailymail"),
+        (["--plan", "xsum=nothing.toml"], "nothing.toml"),
+        (["--plan", "xsum=draft-verify:llama-2-13b"], "the model's layers are 0 to 4"),
+        (["--plan", "news=x"], "TASK=PLAN"),
+        (["--timed-batch", 0], "--timed-batch is 0: it must be at least 1"),
+        (["--seed", -1], "--seed is -1"),
+        (["--data", "/nowhere"], "cnn_dailymail"),
+    ],
+)
+def test_mistakes(
+    admg_batch: Call, base: list[object], tmp_path: Path, options: list[object], said: str
+) -> None:
+    result = admg_batch(*base, "--output", tmp_path / "results", *options)
+    assert result.exit_code == 2 and said in result.stderr
+    assert "Traceback" not in result.stderr and not (tmp_path / "results").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_everything_with_code_that_is_run(
+    tiny: Path, data: Path, tmp_path: Path, admg_batch: Call
+) -> None:
+    """All tasks, cells and columns: pytest -m slow tests/jobs/test_bench_paper.py (a minute)."""
+    sizes = ["--prompts", 2, "--held-out", 1, "--trials", 20, "--threads", 1, "--quick"]
+    where = ["--model", tiny, "--data", data, "--output", tmp_path]
+    result = admg_batch("bench", "paper", *where, *sizes, "--run-code", "limits")
+    assert result.exit_code == 0, result.output
+    text = (tmp_path / "paper.md").read_text()
+    assert "pass@1" in text and "Speedup, measured here" in text
+    record = Record.read(tmp_path)
+    assert record is not None
+    same = lossless(record)
+    assert same.identical == same.rows
+    assert {name.split("/")[1] for name in record.cells if name.startswith("ablation/")} == {
+        *("rules", "guards", "refresh", "bytes", "whole", "filling"),
+    }

@@ -102,6 +102,8 @@ class Engine:
         if whole:
             limit = size.max_model_len
             self._way = DeviceRounds(model, self._arena, self._way, config, limit, self._cost)
+        # A yardstick's round is plain decoding's: nobody learns from it.
+        self._unwatched = replace(NO_DRAFT, verification=config.draft.verification)
         self._rejected: list[Completion] = []
         self._handles = 0
         self._rounds = 0
@@ -204,13 +206,16 @@ class Engine:
         drafted = Drafted.nothing(len(sequences))
         if drafting is not None:
             drafted = drafting.open(sequences, context, plain)
-        played = self._way.play(sequences, drafted, drafting, context, self._draft)
+        opening = time.perf_counter() - start if drafting is not None else 0.0
+        config = self._unwatched if plain else self._draft
+        played = self._way.play(sequences, drafted, drafting, context, config)
         draft, verdicts = drafted.draft, played.verdicts
         self._counters.draft_seconds += played.draft_seconds
         self._counters.verify_seconds += played.verify_seconds
         outcomes = [self._commit(s, v.tokens) for s, v in zip(sequences, verdicts, strict=True)]
         seconds = time.perf_counter() - start
-        plain_seconds = self._plain_seconds(draft, context, seconds)
+        # Plain decoding looks nothing up.
+        plain_seconds = self._plain_seconds(draft, context, seconds - opening, plain)
         done = []
         for i, (s, verdict) in enumerate(zip(sequences, verdicts, strict=True)):
             count, reason = outcomes[i]
@@ -259,13 +264,18 @@ class Engine:
         text = final_text(s, self._detokenize) if self._detokenize is not None else None
         return Completion(s.handle, s.request.key, s.completion, reason, stats, text=text)
 
-    def _plain_seconds(self, draft: Draft, context: float, seconds: float) -> float:
-        """What a plain step costs for this batch; the round itself where all rounds are plain."""
+    def _plain_seconds(self, draft: Draft, context: float, seconds: float, plain: bool) -> float:
+        """What a plain step costs for this batch; the round itself where all rounds are plain.
+
+        Where limits of heads are tried on verified tokens, a round without drafts costs more than
+        plain decoding's: only those that are `plain` on purpose tell.
+        """
         if self._drafting is None:
             return seconds
         size, drafted = len(draft.tokens), sum(map(len, draft.tokens))
         own = any(draft.drafted(i, SelfDrafter.source) for i in range(size))
-        if not drafted or (len(self._cost.tokens) > 1 and not own):
+        told = plain or self._draft.windows is None
+        if told if not drafted else len(self._cost.tokens) > 1 and not own:
             self._cost.observe(size, context, seconds, 1 + drafted / size)
         return self._cost.estimate(size, context)
 

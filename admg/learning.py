@@ -148,7 +148,8 @@ class VerifiedObservers:
     ) -> None:
         self._sequences = sequences
         self._draft = draft
-        learned = [s.learned for s in sequences]
+        # Who is told to draft nothing learns nothing either, whatever sequences are waiting for.
+        learned = [s.learned for s in sequences if draft.self_drafts]
         self._outputs = OutputsObserver() if any(k.filling is not None for k in learned) else None
         asked = any(k.similarity_sums is not None for k in learned)
         self._cosines = CosinesObserver() if asked else None

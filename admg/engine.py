@@ -267,8 +267,8 @@ class Engine:
     def _plain_seconds(self, draft: Draft, context: float, seconds: float, plain: bool) -> float:
         """What a plain step costs for this batch; the round itself where all rounds are plain.
 
-        Where limits of heads are tried on verified tokens, a round without drafts costs more than
-        plain decoding's: only those that are `plain` on purpose tell.
+        Rounds that are `plain` on purpose tell, for nobody learns from them; the other ones without
+        drafts too, where learning costs little.
         """
         if self._drafting is None:
             return seconds

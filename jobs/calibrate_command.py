@@ -112,6 +112,7 @@ def admg(ctx: click.Context, drop_count: float | None, output: Path, **flags: An
     console.print(show.profile_table(found))
     console.print(show.levels_table(found))
     click.echo(show.stability(found))
+    _say_if_slower(found.best.speedup)
     click.echo(f"Wrote {output} and {picture}.")
 
 
@@ -144,7 +145,7 @@ def draft_verify(
     wanted = 200 if trials is None else trials
     if wanted < 1:
         raise ValueError(f"--trials is {wanted}: it must be at least 1")
-    given = {"draft_tokens": 12, "exit_threshold": 0.6, "hole_filling": False}
+    given = {"draft_tokens": 12, "exit_threshold": 0.6}
     flags = given | {k: v for k, v in flags.items() if v is not None}
 
     def run() -> Any:
@@ -152,6 +153,7 @@ def draft_verify(
 
     found = _interruptible(ctx, run)
     terminal().print(show.sets_table(found))
+    _say_if_slower(found.checked[0].value)
     click.echo(f"Wrote {output}, the best of {found.trials} trials in {storage_of(output)}.")
 
 
@@ -180,6 +182,15 @@ def _interruptible(ctx: click.Context, run: Callable[[], Any]) -> Any:
             err=True,
         )
         ctx.exit(EXIT_INTERRUPTED)
+
+
+def _say_if_slower(speedup: float) -> None:
+    if speedup <= 1:
+        click.echo(
+            "By the model none of these drafts is faster than plain decoding there. It may be "
+            "with other --draft-tokens, --batch or --context; `run --drafter auto` measures, and "
+            "drafts only where that pays."
+        )
 
 
 def _say(line: str) -> None:

@@ -148,7 +148,7 @@ def calibrate(inputs: Inputs, drop_count: float | None, say: Callable[[str], Non
 
 def profile_of(inputs: Inputs, draft: DraftConfig) -> Profile:
     """The similarities of the sample's prompts; each is prefilled, and decoded no further."""
-    asked = replace(draft, drafter="admg", drop=DropRule(count=0), windows=None)
+    asked = replace(draft, drop=DropRule(count=0))
     once = [
         replace(r, sampling=replace(r.sampling, max_tokens=1, min_tokens=0))
         for r in inputs.sample.requests
@@ -158,7 +158,7 @@ def profile_of(inputs: Inputs, draft: DraftConfig) -> Profile:
 
 
 def _level(inputs: Inputs, profile: Profile, rule: DropRule) -> Level:
-    draft = replace(inputs.config.engine.draft, drafter="admg", drop=rule, windows=None)
+    draft = replace(inputs.config.engine.draft, drop=rule)
     assert rule.threshold is not None
     done = inputs.bench.decode(list(inputs.sample.requests), draft)
     chosen = profile.chosen(rule)

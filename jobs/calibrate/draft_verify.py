@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from admg.config import DraftConfig
 from admg.draft_rules import DropRule
 from admg.layer_sets import LayerSet
 from admg.plan import DraftPlan
-from admg.teacher import Taught, Teacher
+from admg.request import Request
 from jobs.calibrate.inputs import Inputs, write_plan
-from jobs.calibrate.search import Search
+from jobs.calibrate.search import Search, Trial
+from jobs.calibrate.searched import worth_of
 from jobs.calibrate.steps import Steps
 from jobs.calibrate.workbench import Decoded
 from jobs.plan_file import PlanFile
@@ -29,13 +31,14 @@ CHECKED = 5
 class Checked:
     """A set that was decoded with: what it promised, and what it came to on other prompts.
 
-    `seconds` are per completion token, of all of decoding, prefill included.
+    `identical` is the share of the completions that are plain decoding's, token by token.
     """
 
     layers: LayerSet
     promised: float
     value: float
     decoded: Decoded
+    identical: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,23 +75,10 @@ def search(inputs: Inputs, trials: int, measured: bool, say: Callable[[str], Non
     say(f"Decoding {len(requests)} prompts plainly ...")
     plain = inputs.bench.decode(requests)
     draft = inputs.config.engine.draft
-    teacher = Teacher(
-        inputs.bench.model,
-        fit,
-        plain.tokens[:half],
-        draft_tokens=draft.draft_tokens,
-        exit_threshold=draft.exit_threshold,
-        stops=inputs.bench.eos,
-    )
-
-    def promised(layers: LayerSet) -> float:
-        if measured:
-            done = inputs.bench.decode(fit, with_set(draft, layers))
-            return sum(map(len, done.tokens)) / done.seconds
-        plan = DraftPlan(layers.attention, draft.draft_tokens, layers.mlps)
-        taught = sum(teacher.judge(plan), Taught())
-        return inputs.objective.speedup([plan], taught.draft_tokens, taught.tokens_per_pass)
-
+    known = (inputs.bench.model, fit, plain.tokens[:half], draft, inputs.objective)
+    promised = worth_of(*known, stops=inputs.bench.eos)
+    if measured:
+        promised = partial(_speed, inputs, fit)
     begun = Search(
         storage_of(inputs.output),
         _settings(inputs, measured),
@@ -103,8 +93,8 @@ def search(inputs: Inputs, trials: int, measured: bool, say: Callable[[str], Non
             steps.step(f"best {begun.best.value:.3f}")
     say(f"Decoding {len(other)} other prompts with the {CHECKED} best sets ...")
     checked = [
-        _checked(inputs, other, plain.tokens[len(requests) - len(other) :], t.layers, t.value)
-        for t in begun.top(CHECKED)
+        _checked(inputs, other, plain.tokens[len(requests) - len(other) :], trial)
+        for trial in begun.top(CHECKED)
     ]
     checked.sort(key=lambda c: -c.value)
     plan = inputs.plan_file(
@@ -114,10 +104,16 @@ def search(inputs: Inputs, trials: int, measured: bool, say: Callable[[str], Non
     return Found(checked, plan, len(begun.done))
 
 
+def _speed(inputs: Inputs, requests: list[Request], layers: LayerSet) -> float:
+    """Completion tokens per second, by the clock."""
+    done = inputs.bench.decode(requests, with_set(inputs.config.engine.draft, layers))
+    return sum(map(len, done.tokens)) / done.seconds
+
+
 def with_set(draft: DraftConfig, layers: LayerSet) -> DraftConfig:
     """The same with a fixed set, and nothing in its holes: as Draft & Verify drafts."""
     drop = DropRule(attention=layers.attention, mlps=layers.mlps)
-    return replace(draft, drafter="admg", drop=drop, windows=None)
+    return replace(draft, drop=drop, hole_filling=False)
 
 
 def plan_values(draft: DraftConfig, layers: LayerSet) -> dict[str, Any]:
@@ -126,7 +122,7 @@ def plan_values(draft: DraftConfig, layers: LayerSet) -> dict[str, Any]:
         "drop_attention": list(layers.attention),
         "drop_mlps": list(layers.mlps),
         "draft_tokens": draft.draft_tokens,
-        "hole_filling": draft.hole_filling,
+        "hole_filling": False,
     }
     if draft.exit_threshold is not None:
         values["exit_threshold"] = draft.exit_threshold
@@ -134,15 +130,15 @@ def plan_values(draft: DraftConfig, layers: LayerSet) -> dict[str, Any]:
 
 
 def _checked(
-    inputs: Inputs, requests: list[Any], plain: list[list[int]], layers: LayerSet, promised: float
+    inputs: Inputs, requests: list[Request], plain: list[list[int]], trial: Trial
 ) -> Checked:
+    layers = trial.layers
     draft = with_set(inputs.config.engine.draft, layers)
     done = inputs.bench.decode(requests, draft)
-    if str(inputs.bench.model.dtype) == "torch.float32" and done.tokens != plain:
-        raise AssertionError(f"drafting with {layers} changed a completion")
+    same = [ours == theirs for ours, theirs in zip(done.tokens, plain, strict=True)]
     plan = DraftPlan(layers.attention, draft.draft_tokens, layers.mlps)
     value = inputs.objective.speedup([plan], done.draft_tokens, done.tokens_per_pass)
-    return Checked(layers, promised, value, done)
+    return Checked(layers, trial.value, value, done, sum(same) / len(same))
 
 
 def _settings(inputs: Inputs, measured: bool) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.calibrate.objective import Objective
 from jobs.calibrate.sample import Sample, take_sample
 from jobs.devices import find_device
-from jobs.job_file import JobFile, OwnDraftTable, read_job_file
+from jobs.job_file import DraftTable, JobFile, OwnDraftTable, read_job_file
 from jobs.modelled import Shape
 from jobs.params import run_config
 from jobs.plan_file import MadeTable, ModelTable, PlanFile
@@ -21,6 +21,10 @@ from pipeline.redaction import redacted
 
 if TYPE_CHECKING:
     from jobs.calibrate.workbench import Workbench
+
+_EXIT = ("threshold", "every", "match_decay", "target", "step", "threshold_decay")
+_KEPT = (*(f"exit_{name}" for name in _EXIT), "draft_tokens", "similarity", "hole_filling")
+_KEPT += ("drop_mlps",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,16 +103,16 @@ def load_inputs(
     job = JobFile() if config is None else read_job_file(config)
     # A job's own lengths and parameters are those of whole completions.
     given = {k: v for k, v in flags.items() if v is not None} | {"min_tokens": 0}
-    # A plan is made here, for this model: what the job's own is like does not matter.
-    own = job.draft.model_copy(update={"plan": None})
-    job = job.model_copy(update={"draft": own, "row_parameters": None})
+    # A plan is made here: of the job's own drafting only what a plan leaves as it is counts.
+    kept = {name: getattr(job.draft, name) for name in _KEPT}
+    job = job.model_copy(update={"draft": DraftTable(**kept), "row_parameters": None})
     settings = run_config(given | {"output": str(output)}, job, config)
     settings = with_model(settings)
     factory = ModelFactory.of(settings)
     sample = take_sample(settings, factory, prompts)
     found = find_device(device, "bfloat16" if settings.dtype == "auto" else settings.dtype)
     folder = str(factory.remote.folder(weights=True)) if factory.remote else factory.path
-    bench = Workbench(folder, settings.dtype, batch, settings.engine.draft.low_bit)
+    bench = Workbench(folder, settings.dtype, batch)
     length = context or sample.mean_prompt + settings.sampling.max_tokens / 2
     objective = Objective(
         Shape.of(bench.shape),
@@ -116,6 +120,5 @@ def load_inputs(
         batch,
         length,
         bench.model.dtype.itemsize,
-        settings.engine.draft.draft_weights,
     )
     return Inputs(settings, sample, bench, factory.identity(), folder, objective, command, output)

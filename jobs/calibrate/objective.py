@@ -14,7 +14,7 @@ from jobs.modelled import Saving, Shape, model_round
 class Objective:
     """A roofline (see `jobs.modelled`) of one device, batch and context.
 
-    `number` is the bytes of a weight and of a cached number, `weights` the draft's precision.
+    `number` is the bytes of a weight and of a cached number.
     """
 
     shape: Shape
@@ -22,7 +22,6 @@ class Objective:
     batch: int
     context: float
     number: int = 2
-    weights: str = "full"
 
     def speedup(
         self, plans: Sequence[DraftPlan], draft_tokens: float, tokens_per_pass: float
@@ -34,7 +33,7 @@ class Objective:
         """
         if not draft_tokens:
             return 1.0
-        saving = Saving.of(plans, weights=self.weights)
+        saving = Saving.of(plans)
         return model_round(
             self.shape,
             self.device,

@@ -62,7 +62,7 @@ class Search:
     """One search with its storage; it goes on from what the storage holds.
 
     Args:
-        storage: a file beside the plan; kept when the search is interrupted.
+        storage: a file that keeps the trials when the search is interrupted; None: memory alone.
         settings: what a trial's value depends on, in a line.
         num_layers: of the model.
         seed: of the whole search.
@@ -71,17 +71,17 @@ class Search:
         ValueError: the storage is of a search with other settings, or is no storage.
     """
 
-    def __init__(self, storage: Path, settings: str, num_layers: int, seed: int) -> None:
+    def __init__(self, storage: Path | None, settings: str, num_layers: int, seed: int) -> None:
         import optuna
-        from optuna.storages import JournalStorage
-        from optuna.storages.journal import JournalFileBackend
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._layers, self._seed = num_layers, seed
         try:
-            kept = JournalStorage(JournalFileBackend(str(storage)))
             self._study = optuna.create_study(
-                storage=kept, study_name=_STUDY, direction="maximize", load_if_exists=True
+                storage=None if storage is None else _journal(storage),
+                study_name=_STUDY,
+                direction="maximize",
+                load_if_exists=True,
             )
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{storage} is no storage of a search: remove it") from error
@@ -145,6 +145,13 @@ class Search:
                 self._study.tell(asked, value)
             self.done.append(Trial(layers, value))
             yield self.done[-1]
+
+
+def _journal(path: Path) -> optuna.storages.JournalStorage:
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    return JournalStorage(JournalFileBackend(str(path)))
 
 
 def _switches(num_layers: int) -> dict[str, optuna.distributions.BaseDistribution]:

@@ -90,7 +90,7 @@ def sets_table(found: Found) -> Table:
     table = Table(title="Best sets, decoded with on prompts that were not searched on")
     table.add_column("attention left out")
     table.add_column("MLPs left out")
-    for name in ("promised", "tokens per pass", "accepted", "modelled speedup"):
+    for name in ("promised", "tokens per pass", "accepted", "modelled speedup", "same text"):
         table.add_column(name, justify="right")
     for checked in found.checked:
         table.add_row(
@@ -100,6 +100,7 @@ def sets_table(found: Found) -> Table:
             f"{checked.decoded.tokens_per_pass:.2f}",
             f"{100 * checked.decoded.acceptance_rate:.0f} %",
             f"{checked.value:.3f}",
+            f"{100 * checked.identical:.0f} %",
         )
     return table
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from admg.checkpoint import load_dtype
-from admg.config import DraftConfig, EngineConfig, LowBit
+from admg.config import DraftConfig, EngineConfig
 from admg.engine import Engine
 from admg.kv_arena import SLOT_GRAIN, bytes_per_slot
 from admg.model import Transformer
@@ -66,18 +66,17 @@ class Workbench:
         path: its folder.
         dtype: auto, float32, bfloat16 or float16.
         batch: sequences decoded together.
-        low_bit: the smaller weights that drafts are to have.
 
     Raises:
         ValueError: a checkpoint that cannot be loaded.
     """
 
-    def __init__(self, path: str, dtype: str, batch: int, low_bit: LowBit | None = None) -> None:
+    def __init__(self, path: str, dtype: str, batch: int) -> None:
         from transformers import AutoTokenizer
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
         kind = load_dtype(dtype, device)
-        self.model = Transformer.load(path, dtype=kind, device=device, low_bit=low_bit)
+        self.model = Transformer.load(path, dtype=kind, device=device)
         self._tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         eos = {*self.model.config.eos_token_ids, self._tokenizer.eos_token_id} - {None}
         self.eos: list[int] = sorted(eos)

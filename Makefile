@@ -56,8 +56,8 @@ docs: setup ## Write the commands' --help into the README
 bench: setup ## Measure against plain decoding and transformers
 	$(BIN)/admg-batch bench engine
 
-test-gpu: setup ## The tests that need a CUDA device
-	$(BIN)/python -m pytest -m gpu
+test-gpu: setup ## The tests that need a CUDA device, 8 minutes at most
+	$(BIN)/python -m pytest -m gpu --session-timeout 480
 
 clean: ## Remove the demo's output and the tools' caches (not .venv)
 	rm -rf $(DEMO) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

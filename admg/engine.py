@@ -16,7 +16,6 @@ from dataclasses import replace
 
 from admg.config import DraftConfig, EngineConfig
 from admg.device_rounds import DeviceRounds, plays_whole
-from admg.drafters.draft import Draft
 from admg.drafters.self_draft import SelfDrafter
 from admg.drafting import Drafted, Drafting
 from admg.explanation import Explanation
@@ -39,6 +38,7 @@ from admg.sequence import Sequence
 from admg.stats import EngineCounters, SequenceStats
 from admg.stopping import Detokenize, commit, final_text
 from admg.warm_up import WarmUp, usual_plan
+from admg.yardstick import plain_seconds
 
 # Every so many rounds one is plain, so that the yardstick of the speedup stays fresh.
 PLAIN_EVERY = 64
@@ -102,7 +102,6 @@ class Engine:
         if whole:
             limit = size.max_model_len
             self._way = DeviceRounds(model, self._arena, self._way, config, limit, self._cost)
-        # A yardstick's round is plain decoding's: nobody learns from it.
         self._unwatched = replace(NO_DRAFT, verification=config.draft.verification)
         self._rejected: list[Completion] = []
         self._handles = 0
@@ -214,14 +213,16 @@ class Engine:
         self._counters.verify_seconds += played.verify_seconds
         outcomes = [self._commit(s, v.tokens) for s, v in zip(sequences, verdicts, strict=True)]
         seconds = time.perf_counter() - start
-        # Plain decoding looks nothing up.
-        plain_seconds = self._plain_seconds(draft, context, seconds - opening, plain)
+        step = seconds
+        if self._drafting is not None:
+            told = plain or self._draft.windows is None
+            step = plain_seconds(self._cost, draft, context, seconds - opening, told)
         done = []
         for i, (s, verdict) in enumerate(zip(sequences, verdicts, strict=True)):
             count, reason = outcomes[i]
             accepted = min(len(verdict.accepted), count)
             proposed = len(draft.tokens[i])
-            s.tally.count_step(accepted, draft.sources[i], count, seconds, plain_seconds)
+            s.tally.count_step(accepted, draft.sources[i], count, seconds, step)
             self._count_round(proposed, accepted)
             if s.exit is not None:
                 own = draft.drafted(i, SelfDrafter.source)
@@ -263,21 +264,6 @@ class Engine:
             self._drafting.finish(s)
         text = final_text(s, self._detokenize) if self._detokenize is not None else None
         return Completion(s.handle, s.request.key, s.completion, reason, stats, text=text)
-
-    def _plain_seconds(self, draft: Draft, context: float, seconds: float, plain: bool) -> float:
-        """What a plain step costs for this batch; the round itself where all rounds are plain.
-
-        Rounds that are `plain` on purpose tell, for nobody learns from them; the other ones without
-        drafts too, where learning costs little.
-        """
-        if self._drafting is None:
-            return seconds
-        size, drafted = len(draft.tokens), sum(map(len, draft.tokens))
-        own = any(draft.drafted(i, SelfDrafter.source) for i in range(size))
-        told = plain or self._draft.windows is None
-        if told if not drafted else len(self._cost.tokens) > 1 and not own:
-            self._cost.observe(size, context, seconds, 1 + drafted / size)
-        return self._cost.estimate(size, context)
 
     def _warm_up(self, drafting: Drafting) -> None:
         sizes = (self._model.config.num_layers, self._model.config.num_kv_heads)

@@ -9,6 +9,7 @@ from jobs.bench.paper.markdown import table
 from jobs.bench.paper.numbers import both_laws, lossless, tasks_of
 from jobs.bench.paper.page_ablations import ablation_tables
 from jobs.bench.paper.page_controls import answer, control_table, counts_of
+from jobs.bench.paper.page_findings import findings
 from jobs.bench.paper.page_main import (
     compared_table,
     main_table,
@@ -38,12 +39,9 @@ def render(record: Record, drawn: dict[str, str]) -> str:
     """The page's text; `drawn` are the plots that there are and their captions."""
     parts = [*_head(record), *_answer(record, drawn), *_main(record, drawn), *_speed(record)]
     parts += [*_robust(record), *_ablations(record, drawn)]
-    parts += [
-        "## Our reading of the two rules",
-        READING,
-        "## What holds here, what needs 13B",
-        HOLDS,
-    ]
+    parts += ["## Our reading of the two rules", READING]
+    parts += ["## What holds here, what needs 13B", HOLDS]
+    parts += ["\n".join(f"- {line}" for line in findings(record))]
     parts += ["## What could not be compared, and why", MISSING]
     return "\n\n".join(parts) + "\n"
 

@@ -6,7 +6,8 @@ text is plain decoding's whatever drafts it, and the quality of all systems is t
 ± is the standard error, intervals are 95 %, both by the bootstrap over prompts; differences are
 resampled in pairs. Where a system is several random sets, these are resampled too. Tokens per
 target pass count recovered and bonus tokens and leave the prefill out. What a draft pass saves is
-in bytes of bf16 for one sequence."""
+in bytes of bf16 for one sequence. The controller's choices go by measured time, so its row depends
+on the machine and on how many sequences were counted together."""
 
 MODELLED = """\
 Computed, not measured: a roofline of bandwidth and operations (`jobs/modelled.py` has the formula),
@@ -34,9 +35,8 @@ MISSING = """\
 - XSum's own documents, where the source above names others in their place."""
 
 HOLDS = """\
-What does not depend on size: the losslessness of every row, the order of what is left out at equal
-bytes, and how the controls are built. What does: how many layers can go (published sets drop 22 to
-24 of 40 attention layers of 13B models, far more than is good here), whether thresholds carry over
-from one kind of text to another, and every speedup: a 135M model with three KV heads reads few keys
-and values, so what dropping attention saves is small here. On 13B with full attention heads most
-bytes of a full batch are keys and values, and only a run with such a model says what that gives."""
+Losslessness does not depend on a model's size; nearly all else may. Published sets drop 22 to 24
+of the 40 attention layers of 13B models (and 10 to 12 MLPs), and what dropping attention saves
+depends on how many keys and values there are to read: only a run with such a model says what it
+gives there. Of this run, in tokens per target pass (greedy, all texts; differences with their 95 %
+intervals):"""

@@ -190,19 +190,18 @@ class DraftConfig:
         if self.sets is not None:
             self._refuse_beside_sets()
         # Rejected drafts leave their mark on the text, so that would depend on other rows too.
-        other = self.by_rejection and self.exit.carry
-        refuse(other, "exit_carry", True, "false unless verification is shared")
-        other = self.by_rejection and isinstance(self.sets, SearchedSets)
-        refuse(other, "sets", "a search", "left out unless verification is shared")
+        if self.by_rejection:
+            refuse(self.exit.carry, "exit_carry", True, "false unless verification is shared")
+            search, right = isinstance(self.sets, SearchedSets), "unless verification is shared"
+            refuse(search, "sets", "a search", f"left out {right}")
         if not self.self_drafts:
             self._refuse_own()
 
     def _refuse_beside_sets(self) -> None:
         why = "where sets choose the sub-layers"
         refuse(self.drafter != "admg", "drafter", self.drafter, f"admg {why}")
-        for name in ("remake_after", "remake_every"):
+        for name in ("remake_after", "remake_every", "windows"):
             refuse(getattr(self, name) is not None, name, getattr(self, name), f"off {why}")
-        refuse(self.windows is not None, "windows", self.windows, f"off {why}")
         refuse(bool(self.drop.mlps), "mlps", list(self.drop.mlps), f"left out {why}")
 
     def _refuse_own(self) -> None:
@@ -246,10 +245,7 @@ class DraftConfig:
 
     @property
     def order_dependent(self) -> bool:
-        """Whether statistics of a sequence depend on others (its tokens never do, shared noise).
-
-        They do where drafts go by what was decoded before, or by measured time.
-        """
+        """Whether statistics (not tokens) go by what was decoded before, or by measured time."""
         copies = self.drafter == "ngram" and self.lookup_store_tokens > 0
         carries = self.self_drafts and self.exit_threshold is not None and self.exit.carry
         searches = isinstance(self.sets, SearchedSets)

@@ -68,6 +68,8 @@ def write_run(store: Store, config: RunConfig, fingerprint: Fingerprint, started
         RUN,
         {
             "config": asdict(config) | _places(config),
+            # Of drafting; completions never depend on other rows (shared noise).
+            "statistics_depend_on_order": config.engine.draft.order_dependent,
             "fingerprint": fingerprint.digest,
             "started": started,
             "versions": versions(),

@@ -102,6 +102,7 @@ def _run(job: Job, scan: Scan, lease: Lease, tracker: Tracker, started: str) -> 
         "bad_shards": [{"path": bad.path, "reason": str(bad)} for bad in scan.bad],
         "tokens_per_second": speed,
         "config": {"actors": config.actors, "rows_per_block": config.rows_per_block},
+        "statistics_depend_on_order": config.engine.draft.order_dependent,
     }
     summary = finish(job, scan.chunks, lease, facts)
     errors = {"rows_error": summary.rows_error, "errors_by_code": summary.errors_by_code}

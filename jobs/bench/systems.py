@@ -163,6 +163,11 @@ def draft_config(system: System) -> DraftConfig:
     fields.setdefault("lookup_store_tokens", 0)
     plan = fields.pop("plan", None)
     base = DraftConfig() if plan is None else plan_config(plan)
+    if base.exit.carry:
+        raise ValueError(
+            "exit_carry is true in its plan: it must be false here, or the repeats of a run would "
+            "differ, each beginning where the one before has left the threshold"
+        )
     return replace(base, drafter=system.kind, **fields)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.bench.systems import draft_config, parse_system
 from jobs.job_file import JobFile, read_job_file
 from jobs.params import plan_config, run_config
 from jobs.plan_file import ModelTable, PlanFile, check_model, read_plan
@@ -204,3 +205,18 @@ def test_nights_ship_their_plan(plan: str, tmp_path: Path) -> None:
     ship_nightly(folder, {}, str(job), "2026-11-20")
     assert (folder / "plan.toml").read_text() == PLAN
     assert tomllib.loads((folder / "job.toml").read_text())["draft"]["plan"] == "plan.toml"
+
+
+def test_the_bench_takes_plans_that_do_not_carry(plan: str) -> None:
+    system = parse_system(f"admg:plan={plan},tokens=3")
+    draft = draft_config(system)
+    assert draft.draft_tokens == 3 and draft.drop.attention == (3, 1)
+    assert draft.lookup_store_tokens == 0
+    named = draft_config(parse_system("admg:plan=draft-verify:codellama-13b,drop=4"))
+    assert named.drop.count == 4 and named.exit_threshold == 0.6
+    Path(plan).write_text(PLAN.replace("hole_filling = false", "exit_carry = true"))
+    assert plan_config(plan).order_dependent
+    with pytest.raises(ValueError, match="exit_carry is true in its plan: it must be false here"):
+        parse_system(f"admg:plan={plan}")
+    with pytest.raises(ValueError, match=r"the plan file none\.toml cannot be read"):
+        parse_system("admg:plan=none.toml")

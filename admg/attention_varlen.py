@@ -117,12 +117,16 @@ def plain_kernel(q: Tensor, keys: Tensor, values: Tensor, units: Units) -> tuple
 def varlen_kernel(q: Tensor, keys: Tensor, values: Tensor, units: Units) -> tuple[Tensor, Tensor]:
     """Attention through torch's variable-length flash kernels.
 
-    `seqused_k` is what a unit reads, so `starts` may lie anywhere. Non-causal units ask row by row
-    with their heads as rows, since a group of heads reads the same keys.
+    `seqused_k` is what a unit reads, so `starts` may lie anywhere. Where all queries of a unit see
+    the same keys, its heads are rows like them: that spares reading the keys once for each head.
     """
     from torch.nn.attention.varlen import AuxRequest, varlen_attn_out
 
-    h = q.shape[1]
+    n, h, d = q.shape
+    asks, queries = units.asks, units.queries
+    causal = units.causal and (queries > 1 or units.window is not None)
+    if not causal and h > 1:
+        q, asks, queries = q.reshape(n * h, 1, d), asks * h, queries * h
     left = -1 if units.window is None else units.window - 1
     out = torch.empty_like(q)
     _, lse = varlen_attn_out(
@@ -130,18 +134,19 @@ def varlen_kernel(q: Tensor, keys: Tensor, values: Tensor, units: Units) -> tupl
         q,
         keys[:, None],
         values[:, None],
-        units.asks,
+        asks,
         units.starts,
-        units.queries,
+        queries,
         max(units.longest, 1),
         return_aux=AuxRequest(lse=True),
-        window_size=(left, 0 if units.causal else -1),
-        enable_gqa=h > 1,
+        window_size=(left, 0 if causal else -1),
+        enable_gqa=q.shape[1] > 1,
         seqused_k=units.lengths,
         num_splits=1,
     )
-    # The kernel says +inf where it has read nothing.
-    return out, lse.masked_fill(lse.isposinf(), -torch.inf).T
+    # By head, then by row; the kernel says +inf where it has read nothing.
+    lse = lse.masked_fill(lse.isposinf(), -torch.inf).T
+    return out.view(n, h, d), lse.reshape(n, h)
 
 
 @cache

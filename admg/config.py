@@ -23,7 +23,7 @@ from admg.draft_rules import (
 Verification = Literal["shared", "token", "block"]
 SimilarityMean = Literal["mean", "last", "decay"]
 Drafter = Literal["auto", "admg", "ngram", "none"]
-LowBit = Literal["int8", "int4"]
+LowBit = Literal["int8", "int4", "fp8"]
 DraftWeights = Literal["full", LowBit]
 RoundsBy = Literal["auto", "host", "device"]
 
@@ -101,10 +101,10 @@ class DraftConfig:
     the number of verified tokens after which the layers to drop are chosen anew, by them, and
     `remake_every` (None: off) that after which they are chosen again and again, by all verified
     tokens, of which one weighs `similarity_decay` of the one after it.
-    `draft_weights` "int8" and "int4" draft with a smaller form of the model's matrices, held beside
-    them. `lookup_store_tokens` of finished sequences are kept for others to copy from (0: each
-    sequence looks up in itself alone, so that statistics too depend on nothing else). `lookup_tail`
-    is how many tokens may be looked up behind those that the model has drafted. `windows` limits KV
+    `draft_weights` "int8", "int4" and "fp8" draft with a smaller form of the model's matrices, held
+    beside them. `lookup_store_tokens` of finished sequences are kept for others to copy from (0:
+    each sequence looks up in itself alone, so that statistics too depend on nothing else).
+    `lookup_tail` is how many tokens may be looked up behind the model's own. `windows` limits KV
     heads of the layers that are not dropped.
 
     Raises:
@@ -182,7 +182,7 @@ class DraftConfig:
             self.draft_weights not in get_args(DraftWeights),
             "draft_weights",
             self.draft_weights,
-            "full, int8 or int4",
+            "full, int8, int4 or fp8",
         )
         chosen = self.windows is not None and self.windows.share == "auto"
         right = "a share, or the drafter auto, which chooses it"
@@ -266,10 +266,11 @@ class DraftConfig:
 class EngineConfig:
     """Sizes of the engine.
 
-    `kv_budget_bytes` None takes a share of the free memory. `max_model_len` None takes the
-    model's own limit. `prefill_tokens` bounds the prompt tokens of one pass. `rounds` says who
-    plays a round: the "host", pass by pass, or the "device", whole; "auto" is the device on CUDA.
-    `check` runs the invariants I1-I7 after every round (slow; for tests).
+    `kv_budget_bytes` None takes a share of the free memory, on CUDA what is left of
+    `gpu_memory_utilization` of all memory. `max_model_len` None takes the model's own limit.
+    `prefill_tokens` bounds the prompt tokens of one pass. `rounds` says who plays a round: the
+    "host", pass by pass, or the "device", whole; "auto" is the device on CUDA. `check` runs the
+    invariants I1-I7 after every round (slow; for tests).
 
     Raises:
         ValueError: a value outside its range, by name.
@@ -277,6 +278,7 @@ class EngineConfig:
 
     max_num_seqs: int = 16
     kv_budget_bytes: int | None = None
+    gpu_memory_utilization: float = 0.9
     max_model_len: int | None = None
     prefill_tokens: int = 1024
     draft: DraftConfig = field(default_factory=DraftConfig)
@@ -287,6 +289,9 @@ class EngineConfig:
         refuse(self.max_num_seqs < 1, "max_num_seqs", self.max_num_seqs, "at least 1")
         if self.kv_budget_bytes is not None:
             refuse(self.kv_budget_bytes < 1, "kv_budget_bytes", self.kv_budget_bytes, "above 0")
+        share = self.gpu_memory_utilization
+        right = "a share of the device's memory, above 0 and at most 1"
+        refuse(not 0 < share <= 1, "gpu_memory_utilization", share, right)
         if self.max_model_len is not None:
             refuse(self.max_model_len < 2, "max_model_len", self.max_model_len, "at least 2")
         refuse(self.prefill_tokens < 1, "prefill_tokens", self.prefill_tokens, "at least 1")

@@ -22,6 +22,8 @@ from admg.device_round import RoundKey
 _LOG = logging.getLogger(__name__)
 # Beyond these buckets a batch is padded to a multiple of the last one.
 _BUCKETS = (1, 2, 4, 8, 16)
+# What captures may hold of the device's memory.
+_SHARE = 0.03
 
 
 def bucket(sequences: int, most: int) -> int:
@@ -53,9 +55,11 @@ class CudaRecorder:
 
     def record(self, play: Callable[[], None]) -> Callable[[], None]:
         """One graph."""
+        torch.cuda.empty_cache()  # a capture begins with that, and what it reserves is counted
         before = torch.cuda.memory_reserved(self._device)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # Other threads of the process may use the device meanwhile.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             play()
         self.nbytes += max(torch.cuda.memory_reserved(self._device) - before, 0)
         return graph.replay
@@ -67,7 +71,14 @@ class GraphLimits:
 
     graphs: int = 96
     seconds: float = 120.0
-    nbytes: int = 4 << 30
+    nbytes: int = 1 << 30
+
+    @classmethod
+    def of(cls, device: torch.device) -> GraphLimits:
+        """With a share of the device's memory."""
+        if device.type != "cuda":
+            return cls()
+        return cls(nbytes=int(_SHARE * torch.cuda.mem_get_info(device)[1]))
 
 
 @dataclass(slots=True)
@@ -127,11 +138,6 @@ class RoundGraphs:
                 self._play(key)
                 self._capture(key)
         return self.report
-
-    def forget(self) -> None:
-        """Let all captures go: what they were made of has changed."""
-        self._replays.clear()
-        self.report.graphs = 0
 
     def _capture(self, key: RoundKey) -> None:
         report, limits = self.report, self._limits

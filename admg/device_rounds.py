@@ -5,7 +5,8 @@ Shapes: B sequences, M most draft tokens of a round, L layers, D hidden size.
 The host says what the round is (`RoundKey`), writes the sequences' numbers, plays it, and reads one
 small result. Rounds that need what the device's do not have (verification by rejection, repetition
 penalties, plans that are being made anew, lookup behind the model's own drafts, more stop tokens
-than there is room for) go to the host's rounds, one by one; the tokens are the same.
+than there is room for) go to the host's rounds, sequence by sequence where it is a sequence's own
+affair; the tokens are the same.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import time
 
 import torch
 
+from admg.clock import device_seconds
 from admg.config import DraftConfig, EngineConfig
 from admg.controller import LOOKUP_LIMITS
-from admg.cuda_graphs import CudaRecorder, GraphReport, RoundGraphs, bucket
+from admg.cuda_graphs import CudaRecorder, GraphLimits, GraphReport, RoundGraphs, bucket
 from admg.device_round import DeviceRound, RoundKey
 from admg.drafters.draft import Draft
 from admg.drafters.self_draft import SelfDrafter
@@ -24,10 +26,8 @@ from admg.drafting import Drafted, Drafting
 from admg.invariants import check_round
 from admg.kv_arena import KVArena
 from admg.model import Transformer
-from admg.noise import signed
 from admg.pass_cost import PassCost
 from admg.places import Places
-from admg.plan import DraftPlan
 from admg.plan_classes import PlanClasses
 from admg.round_buffers import (
     ACCEPTED,
@@ -39,8 +39,10 @@ from admg.round_buffers import (
     RoundBuffers,
     Sizes,
 )
-from admg.rounds import HostRounds, Played
+from admg.round_writer import RoundWriter
+from admg.rounds import HostRounds, Played, Rounds
 from admg.row_laws import LawKind
+from admg.sampling import Sampler
 from admg.sequence import Sequence
 from admg.verification import Verdict
 
@@ -52,6 +54,16 @@ def plays_whole(config: EngineConfig, device: torch.device) -> bool:
     return config.rounds == "device" or (config.rounds == "auto" and device.type == "cuda")
 
 
+def rounds_of(
+    model: Transformer, arena: KVArena, sampler: Sampler, config: EngineConfig, cost: PassCost
+) -> Rounds:
+    """The rounds of an engine; `cost` is that of target passes."""
+    host = HostRounds(model, arena, sampler, config)
+    if not plays_whole(config, model.device):
+        return host
+    return DeviceRounds(model, arena, host, config, cost)
+
+
 class DeviceRounds:
     """Plays what it can on the device, and the rest by `host`.
 
@@ -60,7 +72,6 @@ class DeviceRounds:
         arena: with spare slots.
         host: for the rounds that are not served here.
         config: the engine's.
-        longest: most slots of a sequence.
         cost: of target passes; it divides a round's time between drafting and verification.
     """
 
@@ -70,26 +81,24 @@ class DeviceRounds:
         arena: KVArena,
         host: HostRounds,
         config: EngineConfig,
-        longest: int,
         cost: PassCost,
     ) -> None:
         draft, c, device = config.draft, model.config, model.device
         self._arena, self._host, self._cost, self._check = arena, host, cost, config.check
         self._most = config.max_num_seqs
         self._model = self._drafter = model
-        self._drafts = max(draft.draft_tokens, *LOOKUP_LIMITS)
-        sizes = Sizes(config.max_num_seqs, self._drafts, c.num_layers, c.num_kv_heads)
+        drafts = max(draft.draft_tokens, *LOOKUP_LIMITS)
+        sizes = Sizes(config.max_num_seqs, drafts, c.num_layers, c.num_kv_heads)
         self._buffers = RoundBuffers.new(sizes, device)
         self._host_side = RoundBuffers.new(sizes, "cpu", pinned=device.type == "cuda")
-        learns = draft.self_drafts and draft.hole_filling
+        self._learns = draft.self_drafts and draft.hole_filling
         means = Means(None, None)
-        if learns:
-            limits = draft.windows is not None
-            means = Means.new(
-                config.max_num_seqs, c.num_layers, c.hidden_size, device, limits=limits
-            )
+        if self._learns:
+            shape = (config.max_num_seqs, c.num_layers, c.hidden_size)
+            means = Means.new(*shape, device, limits=draft.windows is not None)
         self._places = Places(means, config.max_num_seqs, draft.hole_filling_decay)
         self._classes = PlanClasses()
+        self._arrived = torch.Event(device)
         self._round = DeviceRound(
             model,
             arena,
@@ -97,11 +106,14 @@ class DeviceRounds:
             means,
             decay=draft.hole_filling_decay,
             window=draft.windows.window if draft.windows is not None else None,
-            longest=longest,
+            longest=min(config.max_model_len or c.max_position_embeddings, arena.num_slots),
         )
         recorder = CudaRecorder(device) if device.type == "cuda" else None
-        self._graphs = RoundGraphs(lambda key: self._round.play(key, self._drafter), recorder)
-        self._plans: list[DraftPlan | None] = []
+        self._graphs = RoundGraphs(self._play_eagerly, recorder, GraphLimits.of(device))
+        self._writer = RoundWriter(self._host_side, self._buffers, self._places, c.vocab_size)
+
+    def _play_eagerly(self, key: RoundKey) -> None:
+        self._round.play(key, self._drafter)
 
     @property
     def report(self) -> GraphReport:
@@ -116,47 +128,90 @@ class DeviceRounds:
         context: float,
         config: DraftConfig,
     ) -> Played:
-        """One round; see `Rounds`."""
-        if not self._serves(sequences, drafted):
+        """One round; see `Rounds`. Sequences that the device does not serve have a pass apart."""
+        mine = [i for i, s in enumerate(sequences) if self._serves(s)]
+        theirs = [i for i, s in enumerate(sequences) if not self._serves(s)]
+        if not mine:
             return self._host.play(sequences, drafted, drafting, context, config)
+        if not theirs:
+            return self._play(sequences, drafted, drafting, context)
+        verdicts: dict[int, Verdict] = {}
+        seconds = [0.0, 0.0]
+        for rows in (theirs, mine):
+            part = ([sequences[i] for i in rows], drafted.part(rows), drafting, context)
+            played = self._play(*part) if rows is mine else self._host.play(*part, config)
+            verdicts |= zip(rows, played.verdicts, strict=True)
+            seconds[0] += played.draft_seconds
+            seconds[1] += played.verify_seconds
+        return Played([verdicts[i] for i in range(len(sequences))], *seconds)
+
+    def _play(
+        self,
+        sequences: list[Sequence],
+        drafted: Drafted,
+        drafting: Drafting | None,
+        context: float,
+    ) -> Played:
         start = time.perf_counter()
         if drafting is not None:
             drafting.look_up(sequences, drafted)
+            # Asked for in each round: smaller weights may have been given back.
+            self._drafter = drafting.own_model or self._model
         given = [list(tokens) for tokens in drafted.draft.tokens]
         own = drafted.choice.own
-        if max(own) and drafting is not None:
-            self._drafter = drafting.own_model or self._model
         longest = max(n + len(g) for n, g in zip(own, given, strict=True))
         key = self._key(sequences, given, own, 1 + longest)
-        rows = self._run(sequences, given, own, key)
-        verdicts = self._read(sequences, drafted.draft, rows, key)
+        self._writer.send(sequences, given, own)
+        self._graphs.play(key)
+        verdicts = self._read(sequences, drafted.draft, self._fetch(len(sequences)), key)
         if self._check:
             check_round(sequences, drafted.draft, self._arena, False)
         seconds = time.perf_counter() - start
         return self._timed(verdicts, drafted, drafting, sequences, context, seconds)
 
-    def verify_alone(self, sequences: list[Sequence], draft: Draft, config: DraftConfig) -> None:
-        """One target pass over drafts, to be timed."""
-        given = draft.tokens
-        key = self._key(sequences, given, [0] * len(given), 1 + max(map(len, given)))
-        self._run(sequences, given, [0] * len(given), key)
+    def prepare(self, sizes: list[int], tokens: tuple[int, ...]) -> None:
+        """Capture the rounds that will be timed, the largest first, over padding alone."""
+        self._writer.send([], [], [])
+        self._graphs.prepare(self._target_key(size, count) for size in sizes for count in tokens)
 
-    def draft_alone(self, sequences: list[Sequence], drafting: Drafting) -> None:
-        """One self-draft pass, to be timed."""
+    def _target_key(self, size: int, tokens: int) -> RoundKey:
+        """A greedy round without drafts of the model's own; it learns where real ones do."""
+        return RoundKey(bucket(size, self._most), 0, tokens, LawKind(), learns=self._learns)
+
+    def time_target(self, sequences: list[Sequence], draft: Draft, config: DraftConfig) -> float:
+        """Seconds of a round that is one target pass over these drafts, the host's part too."""
+        start = time.perf_counter()
+        nobody = [0] * len(sequences)
+        key = self._target_key(len(sequences), 1 + max(map(len, draft.tokens)))
+        self._writer.send(sequences, draft.tokens, nobody)
+        self._graphs.play(key)
+        self._fetch(len(sequences))
+        return time.perf_counter() - start
+
+    def time_own(self, sequences: list[Sequence], drafting: Drafting) -> float:
+        """Seconds that a self-draft pass over these sequences adds to a round: the device's."""
         self._drafter = drafting.own_model or self._model
         ones = [1] * len(sequences)
         nothing: list[list[int]] = [[] for _ in sequences]
-        self._run(sequences, nothing, ones, self._key(sequences, nothing, ones, 0))
+        key = self._key(sequences, nothing, ones, 0)
+        self._writer.send(sequences, nothing, ones)
+        return device_seconds(self._model.device, lambda: self._graphs.play(key))
 
-    def _serves(self, sequences: list[Sequence], drafted: Drafted) -> bool:
-        if max(drafted.choice.lookup) > self._drafts:
-            return False
-        return all(
+    def _wait(self) -> None:
+        """Until the device has done all that it was given."""
+        device = self._model.device
+        if device.type == "cuda":
+            self._arrived.record(torch.cuda.current_stream(device))
+            self._arrived.synchronize()
+
+    @staticmethod
+    def _serves(s: Sequence) -> bool:
+        """Whether the device's rounds have all that this sequence asks for now."""
+        return (
             s.request.sampling.repetition_penalty == 1
             and s.learned.similarity_sums is None
             and s.learned.unit_sums is None
             and len(s.stops) <= MOST_STOPS
-            for s in sequences
         )
 
     def _key(
@@ -177,70 +232,12 @@ class DeviceRounds:
             learns=any(s.learned.filling is not None for s in sequences),
         )
 
-    def _run(
-        self, sequences: list[Sequence], given: list[list[int]], own: list[int], key: RoundKey
-    ) -> list[list[int]]:
-        """Play the round; the result's rows of the sequences, once they are here."""
-        host, device = self._host_side, self._buffers
-        self._write(sequences, given, own)
-        host.send(device, ("whole", "real", "stops", "given"))
-        plans = [s.plan for s in sequences]
-        if len(plans) != len(self._plans) or any(
-            a is not b for a, b in zip(plans, self._plans, strict=True)
-        ):
-            self._write_plans(plans)
-            host.send(device, ("kept", "kept_mlps", "limited"))
-            self._plans = plans
-        self._graphs.play(key)
-        device.send(host, ("result",))
-        if device.result.is_cuda:
-            torch.cuda.current_stream(device.result.device).synchronize()
-        return host.result[: len(sequences)].tolist()
-
-    def _write(self, sequences: list[Sequence], given: list[list[int]], own: list[int]) -> None:
-        """A round's numbers into the host's side of the buffers; other rows become padding."""
-        host, vocab = self._host_side, self._model.config.vocab_size
-        places = self._places.give(sequences)
-        params = [s.request.sampling for s in sequences]
-        learned = [s.learned for s in sequences]
-        columns: dict[str, list[float]] = {
-            "present": [1] * len(sequences),
-            "token": [s.tokens[-1] for s in sequences],
-            "length": [len(s.tokens) for s in sequences],
-            "start": [s.extent.start for s in sequences],
-            "capacity": [s.extent.capacity for s in sequences],
-            "limit": [*own],
-            "given": [len(g) for g in given],
-            "base": [signed(s.base) for s in sequences],
-            "position": [len(s.tokens) - s.prompt_length for s in sequences],
-            "min_tokens": [p.min_tokens for p in params],
-            "top_k": [min(p.top_k or vocab, vocab) for p in params],
-            "temperature": [p.temperature for p in params],
-            "top_p": [p.top_p for p in params],
-            "min_p": [p.min_p for p in params],
-            "exit_below": [0.0 if s.exit is None else s.exit.threshold for s in sequences],
-            "filling_weight": [0.0 if k.filling is None else k.filling.weight for k in learned],
-            "left_out_weight": [0.0 if k.left_out is None else k.left_out.weight for k in learned],
-        }
-        for name, values in columns.items():
-            host.fill(name, values)
-        host.fill("place", places, rest=self._places.nobody)
-        host.fill_rows("stops", [s.stops for s in sequences])
-        host.fill_rows("given", given)
-
-    def _write_plans(self, plans: list[DraftPlan | None]) -> None:
-        """The plans' masks into the host's side of the buffers."""
-        host = self._host_side
-        host.kept.fill_(True)
-        host.kept_mlps.fill_(True)
-        host.limited.fill_(False)
-        for i, plan in enumerate(plans):
-            if plan is None:
-                continue
-            host.kept[list(plan.dropped), i] = False
-            host.kept_mlps[list(plan.dropped_mlps), i] = False
-            for layer, heads in enumerate(plan.windowed):
-                host.limited[layer, i, list(heads)] = True
+    def _fetch(self, count: int) -> list[list[int]]:
+        """The result's first rows, once they are here: the one time that the host waits."""
+        self._buffers.send(self._host_side, ("result",))
+        self._wait()
+        rows: list[list[int]] = self._host_side.result[:count].tolist()
+        return rows
 
     def _read(
         self, sequences: list[Sequence], draft: Draft, rows: list[list[int]], key: RoundKey

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 
 from admg.config import DraftConfig, EngineConfig
@@ -37,6 +38,12 @@ class Drafted:
     def nothing(cls, count: int) -> Drafted:
         """A plain round that nobody looks at."""
         return cls(Draft.empty(count), [None] * count, Choice.plain(count))
+
+    def part(self, rows: Seq[int]) -> Drafted:
+        """Of some of the sequences; their drafts are still drafts of the round."""
+        lookup, own = self.choice.lookup, self.choice.own
+        choice = Choice([lookup[i] for i in rows], [own[i] for i in rows])
+        return Drafted(self.draft.part(rows), [self.proposals[i] for i in rows], choice)
 
 
 class Drafting:

@@ -15,7 +15,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import replace
 
 from admg.config import DraftConfig, EngineConfig
-from admg.device_rounds import DeviceRounds, plays_whole
+from admg.device_rounds import plays_whole, rounds_of
 from admg.drafters.self_draft import SelfDrafter
 from admg.drafting import Drafted, Drafting
 from admg.explanation import Explanation
@@ -23,7 +23,6 @@ from admg.invariants import check_commit
 from admg.kv_arena import KVArena
 from admg.learned import Learned
 from admg.limits import Limits
-from admg.memory import arena_size
 from admg.model import Transformer
 from admg.pass_cost import DRAFTED, PassCost
 from admg.plan import DraftPlan, check_layers
@@ -31,13 +30,13 @@ from admg.prefill import prefill_pass
 from admg.prefix_cache import PrefixCache
 from admg.prompt_store import PromptStore
 from admg.request import Completion, FinishReason, Request
-from admg.rounds import HostRounds, Rounds
 from admg.sampling import Sampler
 from admg.scheduler import Chunk, Scheduler
 from admg.sequence import Sequence
 from admg.stats import EngineCounters, SequenceStats
 from admg.stopping import Detokenize, commit, final_text
 from admg.warm_up import WarmUp, usual_plan
+from admg.workspace import engine_size
 from admg.yardstick import plain_seconds
 
 # Every so many rounds one is plain, so that the yardstick of the speedup stays fresh.
@@ -71,13 +70,18 @@ class Engine:
         prompts: PromptStore | None = None,
     ) -> None:
         check_layers(config.draft, model.config.num_layers)
-        size = arena_size(model.config, model.dtype, model.device, config)
+        size = engine_size(model, config)
         self._model = model
         self._config = config
         self._draft = config.draft
         self._detokenize = detokenize
-        whole = plays_whole(config, model.device)
-        self._arena = KVArena(model.config, size.num_slots, model.dtype, model.device, spare=whole)
+        self._arena = KVArena(
+            model.config,
+            size.num_slots,
+            model.dtype,
+            model.device,
+            spare=plays_whole(config, model.device),
+        )
         self._prefixes = PrefixCache(model, self._arena, config, prompts)
         self._arrived = False
         self._limits = Limits(
@@ -98,10 +102,7 @@ class Engine:
         if config.draft.drafter != "none":
             shared = (model, self._arena, self._sampler, config)
             self._drafting = Drafting(*shared, self._cost, self._own_costs)
-        self._way: Rounds = HostRounds(model, self._arena, self._sampler, config)
-        if whole:
-            limit = size.max_model_len
-            self._way = DeviceRounds(model, self._arena, self._way, config, limit, self._cost)
+        self._way = rounds_of(model, self._arena, self._sampler, config, self._cost)
         self._unwatched = replace(NO_DRAFT, verification=config.draft.verification)
         self._rejected: list[Completion] = []
         self._handles = 0
@@ -268,12 +269,8 @@ class Engine:
     def _warm_up(self, drafting: Drafting) -> None:
         sizes = (self._model.config.num_layers, self._model.config.num_kv_heads)
         plan = usual_plan(self._draft, *sizes)
-        timed = WarmUp(
-            self._scheduler,
-            lambda sequences, draft: self._way.verify_alone(sequences, draft, self._draft),
-            lambda sequences: self._way.draft_alone(sequences, drafting),
-            plan,
-        )
+        timed = WarmUp(self._scheduler, self._way, drafting, self._draft, plan)
+        self._way.prepare(self._cost.sizes, self._cost.tokens)
         self._cost.warm_up(timed.target_pass)
         if self._draft.drafter == "auto":
             for share, cost in self._own_costs.items():

@@ -1,4 +1,8 @@
-"""How many KV slots the engine gets, from a budget in bytes."""
+"""How many KV slots the engine gets, from a budget in bytes.
+
+On CUDA the budget is what `gpu_memory_utilization` of the device leaves beside all that is there
+already (weights, drafts, others) and what passes, rounds and their graphs are known to need.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +15,10 @@ from admg.config import EngineConfig
 from admg.families import ModelConfig
 from admg.kv_arena import SLOT_GRAIN, bytes_per_slot
 
-# Shares of the free memory taken where no budget is given. On CPU the pages are only touched as
-# sequences grow into them.
+# The share of the free memory taken on the CPU where no budget is given: the pages are only touched
+# as sequences grow into them.
 CPU_SHARE = 0.25
+# What estimates without a device count on, of the memory that weights leave.
 CUDA_SHARE = 0.85
 
 
@@ -26,12 +31,17 @@ class ArenaSize:
 
 
 def arena_size(
-    model: ModelConfig, dtype: torch.dtype, device: torch.device | str, config: EngineConfig
+    model: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    config: EngineConfig,
+    reserved: int = 0,
 ) -> ArenaSize:
     """Slots for `max_num_seqs` sequences of full length, or what the KV budget allows.
 
     Needs no weights, so a run can be refused before they are loaded. Where `max_model_len` is not
-    given, the longest sequence is the model's own limit or what the budget holds.
+    given, the longest sequence is the model's own limit or what the budget holds. `reserved` are
+    the bytes that a device must keep free for other things, where the budget is what is left.
 
     Raises:
         ValueError: `max_model_len` beyond the model's positions or its attention window, or a
@@ -48,20 +58,24 @@ def arena_size(
             f"max_model_len is {length}: it must be at most the model's {what}, {limit}"
         )
     per_slot = bytes_per_slot(model, dtype)
-    budget = config.kv_budget_bytes or _free_bytes(torch.device(device))
+    budget = config.kv_budget_bytes or _free_bytes(torch.device(device), config, reserved)
     slots = budget // per_slot // SLOT_GRAIN * SLOT_GRAIN
     longest = -(-length // SLOT_GRAIN) * SLOT_GRAIN
     if slots < (longest if config.max_model_len else SLOT_GRAIN):
         tokens = length if config.max_model_len else SLOT_GRAIN
         needed = (longest if config.max_model_len else SLOT_GRAIN) * per_slot
-        raise ValueError(
-            f"kv_budget_bytes is {budget}: it must be at least {needed} for one sequence of "
-            f"{tokens} tokens, {per_slot} bytes each"
-        )
+        right = f"at least {needed} for one sequence of {tokens} tokens, {per_slot} bytes each"
+        if config.kv_budget_bytes is None and torch.device(device).type == "cuda":
+            raise ValueError(
+                f"gpu_memory_utilization is {config.gpu_memory_utilization:g}, which leaves "
+                f"{budget} bytes for keys and values: they must be {right}"
+            )
+        raise ValueError(f"kv_budget_bytes is {budget}: it must be {right}")
     return ArenaSize(min(slots, longest * config.max_num_seqs), min(length, slots))
 
 
-def _free_bytes(device: torch.device) -> int:
+def _free_bytes(device: torch.device, config: EngineConfig, reserved: int) -> int:
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0] * CUDA_SHARE)
+        free, total = torch.cuda.mem_get_info(device)
+        return max(int(total * config.gpu_memory_utilization) - (total - free) - reserved, 0)
     return int(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * CPU_SHARE)

@@ -27,7 +27,8 @@ from admg.config import LowBit
 from admg.families import ModelConfig, read_model_config
 from admg.kv_arena import KVArena
 from admg.linear import Linear
-from admg.low_bit import Int4Linear, Int8Linear, Product, check_low_bit, low_bit_linear
+from admg.low_bit import Product, check_low_bit, low_bit_linear
+from admg.low_bit_cuda import SmallProduct, Tried
 from admg.rope import apply_rope, rope_tables
 from admg.windows import HeadsObserver
 
@@ -101,11 +102,12 @@ class Transformer:
         self.low_bit: Transformer | None = None
         self.low_bit_bytes = 0
         small: list[Layer] = []
-        products: list[Int8Linear | Int4Linear] = []
+        products: list[SmallProduct] = []
+        tried = Tried()
 
         def smaller(weight: Tensor, bias: Tensor | None) -> Product:
             assert low_bit is not None
-            products.append(low_bit_linear(low_bit, weight, bias))
+            products.append(low_bit_linear(low_bit, weight, bias, tried))
             return products[-1]
 
         self._layers: list[Layer] = []
@@ -146,7 +148,7 @@ class Transformer:
         """
         config = read_model_config(path)
         if low_bit is not None:
-            check_low_bit(low_bit, device)
+            check_low_bit(low_bit, device, dtype)
         return cls(config, load_weights(path, config, dtype, device, on_load), low_bit)
 
     @torch.inference_mode()

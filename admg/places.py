@@ -35,10 +35,19 @@ class Places:
         self._owners: dict[int, tuple[Sequence, int]] = {}
 
     def give(self, sequences: Seq[Sequence]) -> list[int]:
-        """The places of a batch's sequences, their means in them; who is not there loses theirs."""
+        """The places of a batch's sequences, their means in them.
+
+        Who is not in the batch gives its place up; its means become its own again.
+        """
         here = {id(s) for s in sequences}
         for gone in [i for i in self._owners if i not in here]:
-            self._free.append(self._owners.pop(gone)[1])
+            s, place = self._owners.pop(gone)
+            self._free.append(place)
+            s.learned = replace(
+                s.learned,
+                filling=_apart(s.learned.filling, self._means.filling, place),
+                left_out=_apart(s.learned.left_out, self._means.left_out, place),
+            )
         return [self._place(s) for s in sequences]
 
     def _place(self, s: Sequence) -> int:
@@ -71,6 +80,13 @@ class Places:
             return None
         weight = self._decay**verified * mean.weight
         return RunningMean(mean.sums, weight + sum(self._decay**i for i in range(verified)))
+
+
+def _apart(mean: RunningMean | None, sums: Tensor | None, place: int) -> RunningMean | None:
+    """The mean with sums of its own, if they are those of a place."""
+    if mean is None or sums is None or mean.sums.data_ptr() != sums[place].data_ptr():
+        return mean
+    return RunningMean(mean.sums.clone(), mean.weight)
 
 
 def _moved(mean: RunningMean | None, sums: Tensor | None, place: int) -> RunningMean | None:

@@ -47,11 +47,14 @@ class Rounds(Protocol):
             config: how drafts are made now.
         """
 
-    def verify_alone(self, sequences: list[Sequence], draft: Draft, config: DraftConfig) -> None:
-        """One target pass over drafts, to be timed."""
+    def prepare(self, sizes: list[int], tokens: tuple[int, ...]) -> None:
+        """Get ready for target passes over so many sequences, and so many tokens of each."""
 
-    def draft_alone(self, sequences: list[Sequence], drafting: Drafting) -> None:
-        """One self-draft pass, to be timed."""
+    def time_target(self, sequences: list[Sequence], draft: Draft, config: DraftConfig) -> float:
+        """Seconds of a round that is one target pass over these drafts."""
+
+    def time_own(self, sequences: list[Sequence], drafting: Drafting) -> float:
+        """Seconds that a self-draft pass over these sequences adds to a round."""
 
 
 class HostRounds:
@@ -81,13 +84,20 @@ class HostRounds:
         verdicts = self._verify(sequences, drafted.draft, config)
         return Played(verdicts, drafted_at - start, time.perf_counter() - drafted_at)
 
-    def verify_alone(self, sequences: list[Sequence], draft: Draft, config: DraftConfig) -> None:
-        """One target pass over drafts, to be timed."""
-        self._verify(sequences, draft, config)
+    def prepare(self, sizes: list[int], tokens: tuple[int, ...]) -> None:
+        """Nothing is kept from round to round."""
 
-    def draft_alone(self, sequences: list[Sequence], drafting: Drafting) -> None:
-        """One self-draft pass, to be timed."""
+    def time_target(self, sequences: list[Sequence], draft: Draft, config: DraftConfig) -> float:
+        """Seconds of a round that is one target pass over these drafts."""
+        start = time.perf_counter()
+        self._verify(sequences, draft, config)
+        return time.perf_counter() - start
+
+    def time_own(self, sequences: list[Sequence], drafting: Drafting) -> float:
+        """Seconds that a self-draft pass over these sequences adds to a round."""
+        start = time.perf_counter()
         drafting.draft_alone(sequences)
+        return time.perf_counter() - start
 
     def _verify(
         self, sequences: list[Sequence], draft: Draft, config: DraftConfig

@@ -64,9 +64,8 @@ class RowLaws:
 
     def at(self, position: Tensor) -> RowLaws:
         """The laws of the same N sequences at several positions [N, Q] each: N*Q rows."""
-        times = position.shape[1]
         names = ("base", "temperature", "top_k", "top_p", "min_p", "stops", "min_tokens")
-        rows = {name: getattr(self, name).repeat_interleave(times, dim=0) for name in names}
+        rows = {name: _each(getattr(self, name), position.shape[1]) for name in names}
         return RowLaws(position=position.reshape(-1), **rows)
 
     def draw(self, logits: Tensor, kind: LawKind, hashes: Tensor) -> Tensor:
@@ -116,3 +115,8 @@ class RowLaws:
         probabilities = probabilities / probabilities.sum(dim=-1, keepdim=True)
         column = race(probabilities, exponential(keys, hashes[tokens]))
         return tokens.gather(1, column[:, None])[:, 0]
+
+
+def _each(values: Tensor, times: int) -> Tensor:
+    """Every row of [N, ...] so many times: [N * times, ...]."""
+    return values[:, None].expand(-1, times, *values.shape[1:]).flatten(0, 1)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
 from admg.config import DraftConfig, SamplingParams
 from admg.drafters.draft import Draft
+from admg.drafting import Drafting
 from admg.plan import DraftPlan
 from admg.request import Request
+from admg.rounds import Rounds
 from admg.scheduler import Scheduler
 from admg.sequence import Sequence
 
@@ -20,21 +22,24 @@ class WarmUp:
 
     Args:
         scheduler: gives the made-up sequences their extents.
-        verify: one target pass over sequences with drafts.
-        draft: one self-draft pass over sequences.
+        rounds: times single passes.
+        drafting: whose self-drafts are timed.
+        config: how drafts are made.
         plan: of the made-up sequences.
     """
 
     def __init__(
         self,
         scheduler: Scheduler,
-        verify: Callable[[list[Sequence], Draft], object],
-        draft: Callable[[list[Sequence]], object],
+        rounds: Rounds,
+        drafting: Drafting,
+        config: DraftConfig,
         plan: DraftPlan,
     ) -> None:
         self._scheduler = scheduler
-        self._verify = verify
-        self._draft = draft
+        self._rounds = rounds
+        self._drafting = drafting
+        self._config = config
         self.plan = plan
 
     def target_pass(self, size: int, context: int, tokens: int) -> float:
@@ -43,16 +48,12 @@ class WarmUp:
             draft = Draft.empty(len(sequences))
             for i in range(len(sequences)):
                 draft.add(i, [0] * (tokens - 1), "none")
-            start = time.perf_counter()
-            self._verify(sequences, draft)
-            return time.perf_counter() - start
+            return self._rounds.time_target(sequences, draft, self._config)
 
     def own_pass(self, size: int, context: int, tokens: int) -> float:
         """Seconds of a self-draft pass; `tokens` is 1."""
         with self._sequences(size, context, tokens) as sequences:
-            start = time.perf_counter()
-            self._draft(sequences)
-            return time.perf_counter() - start
+            return self._rounds.time_own(sequences, self._drafting)
 
     @contextmanager
     def _sequences(self, size: int, context: int, tokens: int) -> Iterator[list[Sequence]]:

@@ -165,7 +165,7 @@ draft_options = [
         DRAFT,
         "--draft-weights",
         type=click.Choice(get_args(DraftWeights)),
-        help="Draft with the model's matrices in 8 or 4 bits (CPU): pays in small batches.",
+        help="Draft with the model's matrices in 8 or 4 bits: pays in small batches.",
         default=_DEFAULTS.draft_weights,
     ),
     option(

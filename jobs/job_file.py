@@ -87,6 +87,7 @@ class DraftTable(OwnDraftTable):
 class EngineTable(Table):
     max_num_seqs: int | None = None
     kv_budget: str | int | None = None
+    gpu_memory_utilization: float | None = None
     max_model_len: int | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
     actors: int | None = None

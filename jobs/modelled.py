@@ -152,12 +152,12 @@ class ModelledRound:
 
 
 def weight_bytes(kind: str, number: int = 2) -> float:
-    """Bytes of a weight of the draft: full, int8, or int4 with its group's scale and zero.
+    """Bytes of a weight of the draft: full, int8, fp8, or int4 with its group's scale and zero.
 
     Raises:
         ValueError: another kind.
     """
-    kinds = {"full": float(number), "int8": 1.0, "int4": 0.5 + 2 * number / _GROUP}
+    kinds = {"full": float(number), "int8": 1.0, "fp8": 1.0, "int4": 0.5 + 2 * number / _GROUP}
     if kind not in kinds:
         raise ValueError(f"draft_weights is {kind!r}: it must be one of {', '.join(kinds)}")
     return kinds[kind]

@@ -189,6 +189,14 @@ _engine = [
     ),
     option(
         ENGINE,
+        "--gpu-memory-utilization",
+        metavar="SHARE",
+        type=float,
+        help="Share of a GPU's memory that one actor fills, weights included.",
+        default=_ENGINE.gpu_memory_utilization,
+    ),
+    option(
+        ENGINE,
         "--max-model-len",
         type=int,
         help="Longest prompt with completion.  [default: the model's]",

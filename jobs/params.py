@@ -150,7 +150,7 @@ def run_config(flags: Mapping[str, Any], job: JobFile, source: str | None = None
     law["stop_token_id"] = "stop_token_ids"
     engine = values.build(
         EngineConfig,
-        _same("max_num_seqs", "max_model_len"),
+        _same("max_num_seqs", "max_model_len", "gpu_memory_utilization"),
         kv_budget_bytes=_size(values),
         draft=_draft(values),
     )

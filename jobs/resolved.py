@@ -96,6 +96,7 @@ def resolved_job(
         "engine": {
             "max_num_seqs": config.engine.max_num_seqs,
             "kv_budget": config.engine.kv_budget_bytes,
+            "gpu_memory_utilization": config.engine.gpu_memory_utilization,
             "max_model_len": config.engine.max_model_len,
             **_of(config, _ENGINE),
         },

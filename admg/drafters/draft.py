@@ -37,6 +37,14 @@ class Draft:
         elif tokens:
             self.sources[i].append((source, len(tokens)))
 
+    def part(self, rows: Seq[int]) -> Draft:
+        """Of some of the sequences; what is added there is added here."""
+        return Draft(
+            [self.tokens[i] for i in rows],
+            [self.sources[i] for i in rows],
+            [self.laws[i] for i in rows],
+        )
+
     def drafted(self, i: int, source: str) -> int:
         """How many tokens of sequence i came from one drafter."""
         return sum(count for name, count in self.sources[i] if name == source)

@@ -6,7 +6,6 @@ laws of a cell share one batch.
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ from admg.kv_arena import SLOT_GRAIN, bytes_per_slot
 from admg.prompt_store import PromptStore
 from admg.request import Completion, Request
 from admg.windows import SINKS
+from jobs.bench.memory import available_bytes
 from jobs.bench.paper.cells import Cell
 from jobs.bench.paper.rows import Rows
 from jobs.bench.paper.settings import LAWS
@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from admg.model import Transformer
 
 WINDOW = 64
-# Of the machine's free memory, for the keys and values of prompts that many cells decode.
-_STORE_SHARE = 0.3
+# Of the device's free memory, for the keys and values of prompts that many cells decode; there is
+# such a store for each way to average similarities.
+_STORE_SHARE = 0.15
 
 
 class Decoder:
@@ -136,8 +137,7 @@ class Decoder:
                 similarity_decay=draft.similarity_decay,
                 windows=WindowRule(share=0.5, window=WINDOW) if usual else None,
             )
-            free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-            self._stores[key] = PromptStore(seen, int(free * _STORE_SHARE))
+            self._stores[key] = PromptStore(seen, int(available_bytes() * _STORE_SHARE))
         return self._stores[key]
 
 
@@ -180,8 +180,10 @@ def rows_of(
     model: Transformer,
     identical: Sequence[bool],
     quality: dict[str, list[float]],
+    *,
+    timed: bool = False,
 ) -> Rows:
-    """The columns of the completions of one task under one law."""
+    """The columns of the completions of one task under one law; with seconds where `timed`."""
     stats = [c.stats for c in completions]
     mlps = draft.drop.mlps if draft.sets is None else range(draft.sets.mlps)
     return Rows(
@@ -197,8 +199,8 @@ def rows_of(
         windowed=[_windowed(c, draft, model) for c in completions],
         identical=list(identical),
         quality=quality,
-        prefill_seconds=[s.prefill_seconds for s in stats],
-        decode_seconds=[s.decode_seconds for s in stats],
+        prefill_seconds=[s.prefill_seconds for s in stats if timed],
+        decode_seconds=[s.decode_seconds for s in stats if timed],
     )
 
 

@@ -20,6 +20,7 @@ from jobs.bench.paper.page_main import (
 from jobs.bench.paper.page_words import HOLDS, MISSING, MODELLED, READING, SETTING
 from jobs.bench.paper.plots import plots
 from jobs.bench.paper.record import Record
+from jobs.bench.paper.settings import SECTIONS
 
 NAME = "paper.md"
 
@@ -49,15 +50,18 @@ def render(record: Record, drawn: dict[str, str]) -> str:
 def _head(record: Record) -> Iterator[str]:
     about, run = record.about, record.run
     yield "# The paper's comparison, rebuilt"
-    state = (
-        "" if "finished" in run else " **The run is not finished; this is what there is so far.**"
-    )
+    state = "" if "finished" in run else " **The run is not finished: this is what there is.**"
+    asked = run.get("asked", {})
+    if asked.get("cells", ["*"]) != ["*"] or len(asked.get("sections", SECTIONS)) < len(SECTIONS):
+        state += f" Last asked for: {', '.join(asked['sections'])}; {', '.join(asked['cells'])}."
+    commits = [run["commit"], *(c["commit"] for c in run.get("continued", []))]
     machine = run["machine"]
     yield (
         f"Made by `{run['command']}` from `paper.json` beside it: every number here comes from "
         f"that run. Model {about['model']}, {about['dtype']} where things are counted and "
         f"{about['timed_dtype']} where they are timed; {machine['cpu']}, {machine['threads']} "
-        f"threads; commit {run['commit']}; begun {run['started']}.{state}"
+        f"threads; commit {', '.join(dict.fromkeys(map(str, commits)))}; begun {run['started']}."
+        f"{state}"
     )
     same = lossless(record)
     yield (

@@ -20,8 +20,8 @@ from jobs.bench.paper.record import Record
 CONTROLS = {
     "admg": "per input (ADMG)",
     "best": "best fixed set in hindsight",
-    "ranked": "fixed: ranked by held-out similarity",
-    "random": "random, drawn for each input",
+    "ranked": "one fixed set by the same measure",
+    "random": "random sets",
 }
 _AGAINST = {
     "best": "the best fixed set in hindsight",
@@ -48,7 +48,7 @@ def control_table(record: Record, law: str) -> str:
     """Tokens per pass of each control, and how far per-input choice is from it."""
     head = ["layers dropped, text"]
     head += [name for kind, name in CONTROLS.items()]
-    head += [f"per input minus {name.split(':')[0]}" for k, name in CONTROLS.items() if k != "admg"]
+    head += [f"per input minus {name}" for kind, name in CONTROLS.items() if kind != "admg"]
     rows = []
     for count in counts_of(record):
         for task in (*tasks_of(record), ALL):

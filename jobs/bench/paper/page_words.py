@@ -7,7 +7,9 @@ text is plain decoding's whatever drafts it, and the quality of all systems is t
 resampled in pairs. Where a system is several random sets, these are resampled too. Tokens per
 target pass count recovered and bonus tokens and leave the prefill out. What a draft pass saves is
 in bytes of bf16 for one sequence. The controller's choices go by measured time, so its row depends
-on the machine and on how many sequences were counted together."""
+on the machine and on how many sequences were counted together. Random sets are drawn anew for each
+prompt; the best fixed set in hindsight is chosen on the very prompts that it is judged on, so it
+is more than a fixed set can be expected to give."""
 
 MODELLED = """\
 Computed, not measured: a roofline of bandwidth and operations (`jobs/modelled.py` has the formula),

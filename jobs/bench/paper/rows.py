@@ -75,8 +75,9 @@ class Rows:
 
     @property
     def mean_dropped(self) -> float:
-        """Attention layers that drafts left out, over the rows."""
-        return sum(map(len, self.dropped)) / max(1, len(self.dropped))
+        """Attention layers that drafts left out, over the rows for which the model drafted."""
+        counts = [len(d) for d, own in zip(self.dropped, self.own, strict=True) if own]
+        return sum(counts) / max(1, len(counts))
 
     def score(self, name: str) -> Counts:
         """A quality's mean over the rows."""

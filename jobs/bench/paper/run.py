@@ -22,6 +22,7 @@ from jobs.bench.paper.progress import Progress
 from jobs.bench.paper.record import Record
 from jobs.bench.paper.searching import Find
 from jobs.bench.paper.settings import Settings
+from jobs.bench.paper.timing import timed_cells, timed_work
 
 _PLAIN = "main/plain"
 # Distinct sets that ADMG chose most often, and random ones, that are tried as fixed sets.
@@ -56,6 +57,7 @@ class Counting:
     def run(self) -> None:
         """All stages that were asked for."""
         settings = self._settings
+        self._expect()
         for kind in MEANS:
             self._calibrate(kind)
         for task in settings.tasks:
@@ -72,6 +74,35 @@ class Counting:
                 self._swap(count, task)
         self._decode_all(variants.best_fixed_cells(settings, self._best()))
         self._decode_all(self._ablations())
+
+    def _expect(self) -> None:
+        """Tell how much is ahead: the cells of all stages, whatever will be found on the way."""
+        settings, tasks = self._settings, self._settings.tasks
+        nothing = {task: variants.fixed_set(()) for task in tasks}
+        levels = settings.sizes.levels
+        counts = [variants.wanted_layers(share, self._layers) for share in levels]
+        ranked: dict[str, dict[int, tuple[int, ...]]]
+        ranked = {task: dict.fromkeys(counts, ()) for task in tasks}
+        alike = {kind: [[0.9] * self._layers] for kind in MEANS}
+        cells = [
+            variants.plain_cell(settings),
+            *variants.main_cells(settings, self._layers, nothing, dict.fromkeys(tasks, 0.9)),
+            *variants.control_cells(settings, self._layers, ranked),
+            *variants.best_fixed_cells(settings, nothing),
+            *ablation_cells(settings, self._layers, 1000.0, alike),
+        ]
+        self._announce(cells)
+        for name, task, _ in timed_cells(settings, self._record):
+            self._progress.expect(name, timed_work(settings, self._decoder.tasks[task]))
+
+    def _announce(self, cells: Sequence[Cell]) -> list[Cell]:
+        """Those of the cells that were asked for and are not there."""
+        asked = (self._settings.sections, self._settings.cells)
+        wanted = [c for c in cells if c.wanted(*asked) and c.name not in self._record.cells]
+        for cell in wanted:
+            requests = self._decoder.requests(cell)
+            self._progress.expect(cell.name, sum(r.sampling.max_tokens for r in requests))
+        return wanted
 
     def thresholds(self) -> dict[str, float]:
         """ADMG's, by the task whose held-out prompts they are calibrated on."""
@@ -185,12 +216,7 @@ class Counting:
         return ablation_cells(self._settings, self._layers, sum(lengths) / len(lengths), pooled)
 
     def _decode_all(self, cells: Sequence[Cell]) -> None:
-        asked = (self._settings.sections, self._settings.cells)
-        wanted = [c for c in cells if c.wanted(*asked) and c.name not in self._record.cells]
-        for cell in wanted:
-            requests = self._decoder.requests(cell)
-            self._progress.expect(cell.name, sum(r.sampling.max_tokens for r in requests))
-        for cell in wanted:
+        for cell in self._announce(cells):
             self._decode(cell)
 
     def _decode(self, cell: Cell) -> None:

@@ -52,6 +52,8 @@ def check(settings: Settings) -> Checked:
 
     path = model_path(settings.model)
     config = check_checkpoint(path)
+    if config.num_layers < 4:
+        raise ValueError(f"--model has {config.num_layers} layers: it must have at least 4")
     for plan in settings.plans.values():
         found = planned(plan)
         check_layers(
@@ -76,6 +78,8 @@ def run(checked: Checked, record: Record, say: Say) -> None:
 
     settings = checked.settings
     torch.set_num_threads(settings.threads)
+    record.run.pop("finished", None)
+    record.run["asked"] = {"sections": list(settings.sections), "cells": list(settings.cells)}
 
     def keep() -> None:
         record.write(settings.output)
@@ -107,7 +111,10 @@ def open_record(checked: Checked, command: str, restart: bool) -> Record:
     found = None if restart else Record.read(settings.output)
     if found is not None:
         found.check_same(about, settings.output)
+        found.run.setdefault("continued", []).append({"at": _now(), "commit": commit()})
         return found
+    for trials in settings.output.glob(".paper-*.trials"):
+        trials.unlink()
     where = machine(settings.threads, settings.dtype)
     said = {"started": _now(), "command": command, "machine": where, "commit": commit()}
     return Record(about, {**said, "versions": versions(checked.path)})

@@ -17,9 +17,12 @@ from jobs.bench.paper.decoding import Decoder, done_by_key, rows_of, same, trail
 from jobs.bench.paper.progress import Progress
 from jobs.bench.paper.record import Record
 from jobs.bench.paper.settings import LAWS, Settings
+from jobs.bench.paper.tasks import Task
 from jobs.bench.paper.variants import PLAIN
 from jobs.bench.probe import synchronize
 
+# Five systems, and a token costs about twice as much where few sequences share a pass.
+_WORTH = 10
 Drafts = Callable[[str], Mapping[str, DraftConfig]]
 
 
@@ -37,18 +40,9 @@ def time_all(
         decoder: without a store of prompts, in the precision that is timed.
         drafts: the systems of a task, plain decoding first.
     """
-    cells = [
-        (f"timed/{task}/{law}/{repeat}", task, law)
-        for task in settings.tasks
-        for law in LAWS
-        for repeat in range(settings.sizes.repeats)
-    ]
-    asked = (settings.sections, settings.cells)
-    cells = [
-        c for c in cells if Cell(c[0], PLAIN, (), (), 0).wanted(*asked) and c[0] not in record.cells
-    ]
+    cells = timed_cells(settings, record)
     for name, task, _ in cells:
-        progress.expect(name, settings.sizes.timed * decoder.tasks[task].max_tokens)
+        progress.expect(name, timed_work(settings, decoder.tasks[task]))
     engines: dict[str, Engine] = {}
     place = ""
     for name, task, law in cells:
@@ -64,6 +58,25 @@ def time_all(
         seconds = progress.end(name)
         record.cells[name] = {"rows": rows, "seconds": round(seconds, 2)}
         keep()
+
+
+def timed_cells(settings: Settings, record: Record) -> list[tuple[str, str, str]]:
+    """Name, task and law of each cell that was asked for and is not there."""
+    every = [
+        (f"timed/{task}/{law}/{repeat}", task, law)
+        for task in settings.tasks
+        for law in LAWS
+        for repeat in range(settings.sizes.repeats)
+    ]
+    asked = (settings.sections, settings.cells)
+    return [
+        c for c in every if Cell(c[0], PLAIN, (), (), 0).wanted(*asked) and c[0] not in record.cells
+    ]
+
+
+def timed_work(settings: Settings, task: Task) -> float:
+    """A cell's work, in tokens of what is counted: systems in turn, few sequences at a time."""
+    return _WORTH * settings.sizes.timed * task.max_tokens
 
 
 def _warm(decoder: Decoder, draft: DraftConfig, requests: list[Request]) -> Engine:
@@ -91,6 +104,6 @@ def _turn(
         identical = [
             same(i, p, r.sampling.max_tokens) for i, p, r in zip(ids, plain, requests, strict=True)
         ]
-        rows = rows_of(completions, drafts[system], decoder.model, identical, {})
+        rows = rows_of(completions, drafts[system], decoder.model, identical, {}, timed=True)
         found[system] = rows.to_dict()
     return found

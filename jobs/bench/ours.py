@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from dataclasses import asdict
 from functools import partial
@@ -44,6 +45,7 @@ class Ours:
     def prepare(self, cell: dict[str, Any]) -> None:
         """An engine whose arena holds a full batch of the longest sequences; warm it up."""
         self._engine = None  # its arena is freed before the next one is made
+        gc.collect()  # parts of an engine know each other
         if self._draft.low_bit is not None and self._model.low_bit is None:
             self._model = self._load()  # the last cell's controller had no use for small weights
         prompts, batch = cell["prompts"], min(cell["batch"], len(cell["prompts"]))

@@ -9,6 +9,7 @@ verified, at no cost to speak of. Only whole rounds are timed, however the engin
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from dataclasses import dataclass
@@ -87,6 +88,7 @@ class Costs:
     def prepare(self, cell: dict[str, Any]) -> dict[str, Any]:
         """An engine with the cell's batch in the middle of decoding, or why there is none."""
         self._engine = None  # its arena is freed before the next one is made
+        gc.collect()  # parts of an engine know each other
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         self._cell = Cell(**cell)

@@ -21,6 +21,7 @@ from jobs.bench.gpu.tiny_model import SHAPE, tiny_model
 from jobs.bench.machine import commit, machine, versions
 from jobs.bench.process import Worker
 from pipeline.cache import cache_dir
+from pipeline.device import ALLOCATOR, EXPANDABLE
 
 Say = Callable[[str], None]
 
@@ -55,7 +56,7 @@ class Settings:
         shape_named(self.shape)
         if not 0 < self.minutes <= 240:
             raise ValueError(f"--minutes is {self.minutes:g}: it must be above 0 and at most 240")
-        if self.device == "cpu" and not self.tiny and "dummy" in self.parts:
+        if self.device == "cpu" and not self.tiny:
             raise ValueError(f"--device is cpu: it must be cuda for {self.shape}, or add --tiny")
         if self.peer_python is not None:
             check_peer(self.peer_python)
@@ -91,6 +92,8 @@ def check_device(device: str) -> None:
     if device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         return
+    # As an actor has it: workers are to be what runs are.
+    os.environ.setdefault(ALLOCATOR, EXPANDABLE)
     import torch
 
     if not torch.cuda.is_available():

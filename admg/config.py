@@ -168,16 +168,7 @@ class DraftConfig:
         for name in ("remake_after", "remake_every"):
             tokens = getattr(self, name)
             refuse(tokens is not None and tokens < 1, name, tokens, "at least 1")
-        refuse(
-            self.lookup_store_tokens != 0 and not 64 <= self.lookup_store_tokens <= 2**24,
-            "lookup_store_tokens",
-            self.lookup_store_tokens,
-            "0 (off) or 64 to 16777216",
-        )
-        refuse(not 0 <= self.lookup_tail <= 64, "lookup_tail", self.lookup_tail, "0 to 64")
-        doubled = self.lookup_tail > 0 and self.drafter == "auto"
-        right = "0 with the drafter 'auto', which weighs lookup itself"
-        refuse(doubled, "lookup_tail", self.lookup_tail, right)
+        self._refuse_lookup()
         refuse(
             self.draft_weights not in get_args(DraftWeights),
             "draft_weights",
@@ -196,6 +187,18 @@ class DraftConfig:
             refuse(search, "sets", "a search", f"left out {right}")
         if not self.self_drafts:
             self._refuse_own()
+
+    def _refuse_lookup(self) -> None:
+        refuse(
+            self.lookup_store_tokens != 0 and not 64 <= self.lookup_store_tokens <= 2**24,
+            "lookup_store_tokens",
+            self.lookup_store_tokens,
+            "0 (off) or 64 to 16777216",
+        )
+        refuse(not 0 <= self.lookup_tail <= 64, "lookup_tail", self.lookup_tail, "0 to 64")
+        doubled = self.lookup_tail > 0 and self.drafter == "auto"
+        right = "0 with the drafter 'auto', which weighs lookup itself"
+        refuse(doubled, "lookup_tail", self.lookup_tail, right)
 
     def _refuse_beside_sets(self) -> None:
         why = "where sets choose the sub-layers"

@@ -137,12 +137,8 @@ class DraftConfig:
             "auto, admg, ngram or none",
         )
         refuse(not 1 <= self.draft_tokens <= 64, "draft_tokens", self.draft_tokens, "1 to 64")
-        refuse(
-            self.similarity not in ("mean", "last", "decay"),
-            "similarity",
-            self.similarity,
-            "mean, last or decay",
-        )
+        kinds = get_args(SimilarityMean)
+        refuse(self.similarity not in kinds, "similarity", self.similarity, "mean, last or decay")
         refuse(
             not 0 < self.similarity_decay <= 1,
             "similarity_decay",

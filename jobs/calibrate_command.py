@@ -105,7 +105,7 @@ def admg(ctx: click.Context, drop_count: float | None, output: Path, **flags: An
     from jobs.calibrate.admg import calibrate as run
     from jobs.terminal import terminal
 
-    found = _interruptible(ctx, lambda: run(_inputs(ctx, flags, output, 16), drop_count, _say))
+    found = run(_inputs(ctx, flags, output, 16), drop_count, _say)
     picture = output.with_suffix(".svg")
     picture.write_text(show.profile_svg(found.profile, found.best.threshold), encoding="utf-8")
     console = terminal()
@@ -151,7 +151,7 @@ def draft_verify(
     def run() -> Any:
         return search(_inputs(ctx, flags, output, 16), wanted, objective == "measured", _say)
 
-    found = _interruptible(ctx, run)
+    found = _interruptible(ctx, run, storage_of(output))
     terminal().print(show.sets_table(found))
     _say_if_slower(found.checked[0].value)
     click.echo(f"Wrote {output}, the best of {found.trials} trials in {storage_of(output)}.")
@@ -172,15 +172,15 @@ def _inputs(ctx: click.Context, flags: dict[str, Any], output: Path, prompts: in
     return load_inputs(values, config=config, output=output, command=command_line(ctx), **chosen)
 
 
-def _interruptible(ctx: click.Context, run: Callable[[], Any]) -> Any:
+def _interruptible(ctx: click.Context, run: Callable[[], Any], kept: Path) -> Any:
+    """Run; interrupted, say how to go on if there is something to go on from."""
     try:
         return run()
     except KeyboardInterrupt:
-        click.echo(
-            "\nInterrupted. To go on from the trials that are kept, give the same command:\n\n"
-            f"  {command_line(ctx)}\n",
-            err=True,
-        )
+        if not kept.exists():
+            raise  # the group says that much
+        how = f"To go on from the trials in {kept}, give the same command"
+        click.echo(f"\nInterrupted. {how}:\n\n  {command_line(ctx)}\n", err=True)
         ctx.exit(EXIT_INTERRUPTED)
 
 

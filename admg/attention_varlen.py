@@ -108,8 +108,8 @@ def plain_kernel(q: Tensor, keys: Tensor, values: Tensor, units: Units) -> tuple
         mixed, best = mixed * aged[..., None] + part, higher
     out = mixed / total.where(total > 0, 1.0)[..., None]
     lse = best + total.log()
-    row = torch.arange(n, device=q.device)
-    owner = torch.searchsorted(units.asks, row, right=True, out_int32=True).long() - 1  # [N]
+    row = torch.arange(n, dtype=torch.int32, device=q.device)
+    owner = torch.searchsorted(units.asks, row, right=True) - 1  # [N]
     where = (owner, row - begin[owner])
     return out[where].to(q.dtype), lse[where]
 

@@ -17,7 +17,7 @@ def device_seconds(device: torch.device, run: Callable[[], object]) -> float:
         start = time.perf_counter()
         run()
         return time.perf_counter() - start
-    begin, end = (torch.Event(device, enable_timing=True) for _ in "be")
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in "be")  # type: ignore[no-untyped-call]
     stream = torch.cuda.current_stream(device)
     begin.record(stream)
     run()

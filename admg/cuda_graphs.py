@@ -146,8 +146,8 @@ class RoundGraphs:
         start = time.perf_counter()
         try:
             self._replays[key] = self._recorder.record(lambda: self._play(key))
-        except torch.OutOfMemoryError as error:
-            report.stopped = f"memory: {error}"
+        except RuntimeError as error:  # memory, or an operation that no graph can hold
+            report.stopped = f"an error: {error}"
         report.capture_seconds += time.perf_counter() - start
         report.nbytes, report.graphs = self._recorder.nbytes, len(self._replays)
         report.by_key.setdefault(key, 0)

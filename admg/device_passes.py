@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from admg.attention_varlen import Units, kernel_for, merge
+from admg.attention_varlen import Units, kernel_for, merge, varlen_kernel
 from admg.batch import RaggedBatch
 from admg.kv_arena import KVArena
 from admg.round_buffers import RoundBuffers
@@ -23,13 +23,14 @@ from admg.windows import SINKS
 
 @dataclass(frozen=True, slots=True)
 class EvenAttention:
-    """How Q tokens each of B sequences attend: in `parts` over separate keys, merged.
+    """How Q tokens each of B sequences attend: in parts over separate keys, merged.
 
-    A part has the units of every layer, or one entry for all of them. Units are by sequence, then
-    by KV head; with one token each their query heads are their rows, else their tokens are.
+    Each of the `calls` has the units of every layer, or one entry for all of them: those of one
+    part or of several, one after the other. The units of a part are by sequence, then by KV head;
+    with one token each their query heads are their rows, else their tokens are.
     """
 
-    parts: tuple[tuple[Units, ...], ...]
+    calls: tuple[tuple[Units, ...], ...]
     queries: int
     kv_heads: int
 
@@ -43,12 +44,16 @@ class EvenAttention:
             rows = q.view(n, self.queries, self.kv_heads, group, d).transpose(1, 2)
             rows = rows.reshape(n * self.kv_heads * self.queries, group, d)
         kernel = kernel_for(q.device, q.dtype, d)
-        keys, values = arena.keys[layer], arena.values[layer]
-        units = [part[layer if len(part) > 1 else 0] for part in self.parts]
-        found = [kernel(rows, keys, values, one) for one in units]
-        out = found[0][0]
-        if len(found) > 1:
-            out = merge(torch.stack([o for o, _ in found]), torch.stack([lse for _, lse in found]))
+        outs, sums = [], []
+        for call in self.calls:
+            units = call[layer if len(call) > 1 else 0]
+            parts = len(units.lengths) // (n * self.kv_heads)
+            asked = rows.repeat(parts, 1, 1)
+            out, lse = kernel(asked, arena.keys[layer], arena.values[layer], units)
+            outs.append(out.view(parts, *rows.shape))
+            sums.append(lse.reshape(parts, *rows.shape[:2]))
+        together = torch.cat(outs)
+        out = together[0] if len(together) == 1 else merge(together, torch.cat(sums))
         if self.queries > 1:
             out = out.view(n, self.kv_heads, self.queries, group, d).transpose(1, 2)
         return out.reshape(tokens, heads, d)
@@ -59,7 +64,7 @@ class EvenPass:
     """Where a pass of Q tokens of each sequence stands: `tokens`, `positions` [B, Q] int64.
 
     `real` [B, Q] bool: the others are padding, and stand before the real ones. `longest` bounds
-    what a sequence may have of slots.
+    what a sequence may have of slots. Where units are few, each is read in `parts`.
     """
 
     longest: int
@@ -67,6 +72,7 @@ class EvenPass:
     tokens: Tensor
     positions: Tensor
     real: Tensor
+    parts: int = 1
 
     def batch(self, arena: KVArena, attention: EvenAttention) -> RaggedBatch:
         """What the forward takes."""
@@ -87,12 +93,22 @@ class EvenPass:
         )
 
     def reads(self, arena: KVArena, group: int) -> EvenAttention:
-        """Attention of a verification pass: each token sees its sequence up to itself."""
+        """Attention of a verification pass: each token sees its sequence up to itself.
+
+        In parts, what was committed before the pass is read by all of its tokens alike.
+        """
         queries, k = self.tokens.shape[1], arena.num_kv_heads
-        lengths = self._total.expand(-1, k).flatten()
-        rows = queries if queries > 1 else group
-        units = Units.even(self._starts(k), lengths, rows, self.longest, causal=queries > 1)
-        return EvenAttention(((units,),), queries, k)
+        total, starts = self._total.expand(-1, k), self._starts(k)
+        if queries == 1:
+            return EvenAttention(((self._even(self._split(starts, total, total), group),),), 1, k)
+        if self.parts == 1:
+            units = Units.even(starts, total.flatten(), queries, self.longest, causal=True)
+            return EvenAttention(((units,),), queries, k)
+        before = torch.minimum(self.rows.number("length")[:, None] - 1, total).clamp_min(0)
+        past = self._even(self._split(starts, before, before), queries)
+        own = (starts + before.flatten(), (total - before).flatten())
+        block = Units.even(*own, queries, queries, causal=True)
+        return EvenAttention(((past,), (block,)), queries, k)
 
     def draft_reads(self, arena: KVArena, group: int, window: int | None) -> EvenAttention:
         """Attention of a draft pass, of one token each: dropped layers read nothing.
@@ -100,22 +116,38 @@ class EvenPass:
         With a `window` limited heads read their first keys and that many last ones.
         """
         limited, k = self.rows.limited, arena.num_kv_heads
-        total = self._total.expand(-1, k)  # [B, K]
+        total, starts = self._total.expand(-1, k), self._starts(k)  # [B, K], [U]
         seen = self.rows.kept[..., None] * total  # [L, B, K]
-        starts = self._starts(k)
-
-        def part(starts: Tensor, lengths: Tensor) -> tuple[Units, ...]:
-            flat = lengths.flatten(1).int()
-            one = Units.even(starts, flat[0], group, self.longest, causal=False)
-            return tuple(replace(one, lengths=of_layer) for of_layer in flat)
-
         if window is None:
-            return EvenAttention((part(starts, seen),), 1, k)
-        skip = (total - window).clamp_min(SINKS)
-        first = torch.where(limited, seen.clamp_max(SINKS), seen)
-        last = torch.where(limited, (seen - skip).clamp_min(0), 0)
-        parts = (part(starts, first), part(starts + skip.flatten(), last))
-        return EvenAttention(parts, 1, k)
+            begin, lengths = self._split(starts, total, seen)
+        else:
+            first = torch.where(limited, seen.clamp_max(SINKS), seen)
+            begin, lengths = self._split(starts, total, first)
+            skip = (total - window).clamp_min(SINKS)
+            last = torch.where(limited, (seen - skip).clamp_min(0), 0)
+            begin = torch.cat([begin, starts + skip.flatten()])
+            lengths = torch.cat([lengths, last.flatten(-2)], dim=-1)
+        one = self._even((begin, lengths[0]), group)
+        units = tuple(replace(one, lengths=of_layer) for of_layer in lengths.int())
+        return EvenAttention((units,), 1, k)
+
+    def _split(self, starts: Tensor, total: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """Units in parts of equal size: starts [parts*U], lengths [..., parts*U].
+
+        Args:
+            starts: [U] rows of the arena.
+            total: [B, K] what decides how large a part is: at least what is read.
+            seen: [..., B, K] what is read.
+        """
+        size = (total + self.parts - 1) // self.parts
+        begins = [(p * size) for p in range(self.parts)]
+        first = torch.cat([starts + begin.flatten() for begin in begins])
+        lengths = [torch.minimum((seen - begin).clamp_min(0), size) for begin in begins]
+        return first, torch.cat([x.flatten(-2) for x in lengths], dim=-1)
+
+    def _even(self, ranges: tuple[Tensor, Tensor], queries: int) -> Units:
+        """Units of equally many queries, each of which sees all that its unit reads."""
+        return Units.even(*ranges, queries, self.longest, causal=False)
 
     def near_reads(self, arena: KVArena, group: int, window: int) -> EvenAttention:
         """What limited heads would read of a verification pass: first keys and last ones.
@@ -150,3 +182,14 @@ class EvenPass:
         heads = torch.arange(kv_heads, device=self.tokens.device)
         start, capacity = self.rows.number("start"), self.rows.number("capacity")
         return (start[:, None] * kv_heads + capacity[:, None] * heads).flatten()
+
+
+def wanted_units(device: torch.device, dtype: torch.dtype, head_dim: int) -> int:
+    """How many units keep a device busy; 0 where it makes no difference.
+
+    The flash kernel gives a unit's keys to one multiprocessor, so a few long ones would leave most
+    of the device idle. In fp32, the mode for exactness, another kernel runs.
+    """
+    if kernel_for(device, dtype, head_dim) is not varlen_kernel:
+        return 0
+    return 2 * int(torch.cuda.get_device_properties(device).multi_processor_count)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from admg.batch import Masked, RaggedBatch, SubBatch
 from admg.device_means import Teaching, filling
-from admg.device_passes import EvenPass
+from admg.device_passes import EvenPass, wanted_units
 from admg.kv_arena import KVArena
 from admg.model import Members, Transformer
 from admg.noise import token_hash
@@ -28,6 +28,9 @@ from admg.round_buffers import HEAD, Means, RoundBuffers
 from admg.row_laws import LawKind
 from admg.sampling import confidence, finite_rows
 from admg.verify import accept_shared
+
+# In as many parts a unit is read at most.
+MOST_PARTS = 8
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -97,6 +100,7 @@ class DeviceRound:
         self._decay, self._window, self._longest = decay, window, longest
         self._hashes = token_hash(torch.arange(model.config.vocab_size, device=model.device))
         self._group = model.config.num_heads // model.config.num_kv_heads
+        self._spread = wanted_units(model.device, model.dtype, model.config.head_dim)
 
     @torch.inference_mode()
     def play(self, key: RoundKey, drafter: Transformer) -> None:
@@ -127,9 +131,8 @@ class DeviceRound:
         for j in range(key.passes):
             going = going & (j < limit)
             position = rows.number("length") - 1 + j
-            at = EvenPass(
-                self._longest, rows, last[:, None], position.clamp_min(0)[:, None], going[:, None]
-            )
+            one = (last[:, None], position.clamp_min(0)[:, None], going[:, None])
+            at = self._pass(rows, *one)
             reads = at.draft_reads(self._arena, self._group, window)
             batch = at.batch(self._arena, reads)
             hidden = drafter.forward(batch, self._arena, members=members, fill=fill)
@@ -156,7 +159,7 @@ class DeviceRound:
         nth = nth.clamp_min(0)
         inputs = torch.cat([rows.number("token")[:, None], drafts], dim=1).gather(1, nth)
         positions = (rows.number("length")[:, None] - 1 + nth).clamp_min(0)
-        at = EvenPass(self._longest, rows, inputs, positions, real)
+        at = self._pass(rows, inputs, positions, real)
         reads = at.reads(self._arena, self._group)
         batch = at.batch(self._arena, reads)
         teaching = self._teaching(at, key, batch) if key.learns else None
@@ -169,6 +172,13 @@ class DeviceRound:
         drawn = ahead.draw(logits, key.laws, self._hashes).view_as(nth)
         finite = (finite_rows(logits).view_as(nth) | ~real).all(dim=1)
         return drawn.gather(1, (columns + shift).clamp_max(key.tokens - 1)), finite, teaching
+
+    def _pass(
+        self, rows: RoundBuffers, tokens: Tensor, positions: Tensor, real: Tensor
+    ) -> EvenPass:
+        units = len(tokens) * self._arena.num_kv_heads
+        parts = min(max(-(-self._spread // units), 1), MOST_PARTS)
+        return EvenPass(self._longest, rows, tokens, positions, real, parts)
 
     def _teaching(self, at: EvenPass, key: RoundKey, batch: RaggedBatch) -> Teaching:
         window = self._window if key.plans.limited else None

@@ -98,7 +98,6 @@ class DeviceRounds:
             means = Means.new(*shape, device, limits=draft.windows is not None)
         self._places = Places(means, config.max_num_seqs, draft.hole_filling_decay)
         self._classes = PlanClasses()
-        self._arrived = torch.Event(device)
         self._round = DeviceRound(
             model,
             arena,
@@ -201,8 +200,9 @@ class DeviceRounds:
         """Until the device has done all that it was given."""
         device = self._model.device
         if device.type == "cuda":
-            self._arrived.record(torch.cuda.current_stream(device))
-            self._arrived.synchronize()
+            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            done.record(torch.cuda.current_stream(device))
+            done.synchronize()
 
     @staticmethod
     def _serves(s: Sequence) -> bool:
@@ -222,7 +222,10 @@ class DeviceRounds:
         plans = [s.plan for s in drawing if s.plan is not None]
         exits = any(s.exit is not None for s in drawing)
         params = [s.request.sampling for s in sequences]
-        bans = any(len(s.completion) < s.request.sampling.min_tokens and s.stops for s in sequences)
+        bans = any(
+            s.stops and len(s.tokens) - s.prompt_length < s.request.sampling.min_tokens
+            for s in sequences
+        )
         return RoundKey(
             bucket(len(sequences), self._most),
             max(own),

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from admg.checkpoint import Weights
 from admg.config import DraftConfig, SamplingParams
@@ -141,6 +142,57 @@ def test_drafts_are_those_of_the_hosts_rounds(model, rows, eos, name: str) -> No
     ]
     different = sum(a != b for a, b in zip(*counts, strict=True))
     assert different <= len(rows) / 20, counts
+
+
+@pytest.mark.parametrize("name", ["three", "windows", "lookup"])
+def test_units_read_in_parts(
+    model, rows, eos, plain, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a device that a few long units would not keep busy."""
+    monkeypatch.setattr("admg.device_round.wanted_units", lambda *_: 9)
+    done, engine = on_device(model, rows, eos, PLANS[name])
+    assert_identical(model, rows, *[[d[r.key].token_ids for r in rows] for d in (done, plain)])
+    assert engine.counters.num_accepted_draft_tokens > 0
+
+
+class NoQuestions(TorchDispatchMode):
+    """Fails where the host asks for what is in a tensor: on a device it would wait for that."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        asked = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal")
+        name = func.name().split("::")[1].split(".")[0]
+        assert not any(name.startswith(part) for part in asked), name
+        if name in ("index", "index_put", "index_put_"):
+            indices = [i for i in args[1] if i is not None]
+            assert all(i.dtype != torch.bool for i in indices), "a mask as an index is a question"
+        if name == "repeat_interleave":
+            raise AssertionError("its size is a question")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["three", "exit", "windows", "lookup"])
+def test_a_round_asks_the_device_for_nothing(
+    model, rows, eos, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So it can be captured, and the host waits once, for its result (see `test_device_gpu`)."""
+    config = engine_config(PLANS[name], rounds="device", max_num_seqs=4)
+    engine = Engine(model, config, eos_token_ids=eos)
+    play, played = engine._way._round.play, []
+
+    def watched(*args: Any) -> None:
+        with NoQuestions(), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.Tensor, "tolist", None)
+            play(*args)
+        played.append(args)
+
+    monkeypatch.setattr(engine._way._round, "play", watched)
+    for row in rows[:14:2]:
+        engine.submit(row)
+    for _ in range(8):
+        engine.step()
+    assert len(played) >= 8
+    with pytest.raises(AssertionError, match="_local_scalar_dense"), NoQuestions():
+        torch.ones(1).item()
 
 
 def nan_token(weights: Weights) -> None:

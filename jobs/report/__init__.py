@@ -4,7 +4,19 @@ Read from the committed files alone, so they work on a finished output, on one i
 one whose run died. `read` sums up; `terminal` and `page` show one output, `compare` two.
 """
 
-from jobs.report.read import Report, read_output, rows_committed
-from jobs.report.terminal import print_summary
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jobs.report.read import Report, read_output, rows_committed
+    from jobs.report.terminal import print_summary
 
 __all__ = ["Report", "print_summary", "read_output", "rows_committed"]
+
+
+def __getattr__(name: str) -> Any:
+    """When it is asked for: reading outputs needs Ray, drawing and rendering do not."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from jobs.report import read, terminal
+
+    return getattr(terminal if name == "print_summary" else read, name)

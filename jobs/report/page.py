@@ -6,18 +6,16 @@ Every value goes through the template's own escaping, and before that through `s
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Mapping, Sequence
-from importlib import resources
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from jobs.console import duration
 from jobs.report import course, plots
 from jobs.report.details import Details
-from jobs.report.text import is_secret, shown
+from jobs.report.render import render
+from jobs.report.text import is_secret
 from pipeline.manifest import MANIFEST, RUN
 from pipeline.redaction import redacted
 from pipeline.storage import STATE, Store, resolve
@@ -26,15 +24,6 @@ if TYPE_CHECKING:
     from jobs.report.compare import Comparison
 
 _MOST_FILES = 50
-
-
-class Table(Protocol):
-    """A table of texts."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    note: str
 
 
 def check_place(html: str, *outputs: str) -> None:
@@ -92,7 +81,7 @@ def details_page(details: Details, html: str) -> str:
         "Work": [course.throughput(details.course), plots.lengths(rows)],
     }
     drawn = {title: [p for p in found if p is not None] for title, found in sections.items()}
-    return _render(
+    return render(
         "page.html",
         title=_name_of(report.output),
         details=details,
@@ -110,7 +99,7 @@ def comparison_page(comparison: Comparison) -> str:
     from jobs.report import compare_views as views
 
     names = views.names(comparison)
-    return _render(
+    return render(
         "comparison.html",
         title=f"{names[0]} and {names[1]}",
         comparison=comparison,
@@ -120,13 +109,6 @@ def comparison_page(comparison: Comparison) -> str:
         differences=views.differences(comparison),
         plots=views.plots(comparison),
     )
-
-
-def measurements_page(
-    title: str, drawn: Sequence[plots.Plot], tables: Sequence[Table], facts: Mapping[str, str]
-) -> str:
-    """The page of a benchmark: its plots, its tables, and what it was measured with."""
-    return _render("measurements.html", title=title, plots=drawn, tables=tables, facts=facts)
 
 
 def _name_of(output: str) -> str:
@@ -157,54 +139,3 @@ def _links(details: Details, html: str) -> dict[str, str]:
     names += list(details.files)[:_MOST_FILES]
     folder = os.path.dirname(path)
     return {n: "./" + quote(os.path.relpath(store.path(n), folder)) for n in names}
-
-
-def number(value: float | None, digits: int = 2) -> str:
-    """A number for people, or a dash."""
-    if value is None or not math.isfinite(value):
-        return "-"
-    return f"{value:,.{digits}f}"
-
-
-def count(value: int | None) -> str:
-    """A whole number with its thousands apart."""
-    return "-" if value is None else f"{value:,}"
-
-
-def error(value: float | None) -> str:
-    """A standard error with its sign; nothing where it is not known."""
-    return "" if value is None else f" ± {number(value, 2 if value >= 0.0095 else 3)}"
-
-
-def percent(value: float | None) -> str:
-    """A share; small ones with more digits."""
-    if value is None or not math.isfinite(value):
-        return "-"
-    return f"{100 * value:.0f}\u00a0%" if value >= 0.1 else f"{100 * value:.2g}\u00a0%"
-
-
-def _render(template: str, **values: Any) -> str:
-    from jinja2 import DictLoader, Environment, StrictUndefined
-    from markupsafe import Markup, escape
-
-    folder = resources.files("jobs.report") / "templates"
-    sources = {f.name: f.read_text(encoding="utf-8") for f in folder.iterdir()}
-    environment = Environment(
-        loader=DictLoader(sources),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda v: shown(redacted(v)) if type(v) is str else v,
-    )
-    environment.filters |= {
-        "number": number,
-        "count": count,
-        "percent": percent,
-        "error": error,
-        "duration": duration,
-        # A completion says what it says: only what a browser cannot show is changed.
-        "verbatim": lambda text: escape(shown(text)),
-        "drawing": Markup,
-    }
-    return environment.get_template(template).render(style=Markup(sources["page.css"]), **values)

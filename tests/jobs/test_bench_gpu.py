@@ -168,6 +168,16 @@ def test_time_that_is_over_leaves_out_the_rest_by_name(fake: type[FakeWorker]) -
     assert set(found.costs.left_out.values()) == {"no time was left"}
 
 
+def test_whatever_waits_when_the_time_is_over_is_ended(
+    fake: type[FakeWorker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(harness, "_GRACE_SECONDS", 0.0)
+    monkeypatch.setattr(harness, "_text", lambda *_: time.sleep(30))
+    found = harness.run(Settings(parts=("widened",), minutes=0.2 / 60), lambda _: None)
+    assert found.seconds < 20 and not found.interrupted
+    assert found.text.left_out["the rest"] == "it took longer than there was time"
+
+
 def test_a_worker_that_hangs_is_ended() -> None:
     class Hanging:
         name = "costs"
@@ -204,8 +214,9 @@ def test_speedups_by_cost() -> None:
     assert values[best.draft_tokens] == max(values.values())
     assert speedup(3, 0.0, 1.0, 1.0, 1.0) == 4.0
     assert seconds_of([(1, 2.0)], 9) == 2.0
-    # Without a plain step of the same batch and context nothing can be said.
+    # Without a plain step of the same batch and context nothing can be said, nor of what is noise.
     assert not by_cost(found[1:])
+    assert not by_cost([*found[:3], cell("draft", 1.29, drafts=4)])
 
 
 @pytest.fixture(scope="module")
@@ -335,7 +346,7 @@ import sys
 for name in ("ray", "datasets", "tomli_w", "rouge_score", "moto"):
     sys.modules[name] = None
 import jobs.bench.gpu.command, jobs.cli
-import jobs.bench.gpu.harness, jobs.bench.gpu.record, jobs.bench.gpu.costs
+import jobs.bench.gpu.harness, jobs.bench.gpu.page, jobs.bench.gpu.record, jobs.bench.gpu.costs
 import jobs.bench.show, pipeline.signals, jobs.bench.ours, jobs.widened, jobs.demo_model
 from jobs.bench.workloads import load_texts
 assert load_texts("demo", None, 4)

@@ -82,6 +82,7 @@ def gpu(
     Prints tables, then one line of JSON.
     """
     from jobs.bench.gpu.harness import Settings, check_device, run
+    from jobs.bench.gpu.page import page
     from jobs.bench.gpu.record import document
     from jobs.bench.gpu.record import record as recorded
     from jobs.bench.settings import usable_cores
@@ -92,18 +93,15 @@ def gpu(
     settings = Settings(parts=_PARTS[weights], **flags)
     if record is not None and not record.absolute().parent.is_dir():
         raise ValueError(f"--record is {record}: its folder must exist")
-    if html is not None:
-        from jobs.bench.gpu.page import page
-        from jobs.report.page import check_place, write_page
-
-        check_place(str(html))
+    if html is not None and not html.absolute().parent.is_dir():
+        raise ValueError(f"--html is {html}: its folder must exist")
     check_device(settings.device)
     with sigterm_interrupts():
         found = run(settings, lambda line: click.echo(line, err=True))
     if record is not None:
         write_record(record, recorded(found, command_line(ctx)))
     if html is not None:
-        write_page(str(html), page(found))
+        html.write_text(page(found), encoding="utf-8")
     _print(found)
     click.echo(json.dumps(document(found)))
     if found.interrupted:

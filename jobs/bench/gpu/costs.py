@@ -45,7 +45,7 @@ _CUDA_PREFILL = 8192
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Fit:
     """A cell on this device: sequences, and the new tokens that each has room for."""
 
     batch: int
@@ -92,10 +92,10 @@ class Costs:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         self._cell = Cell(**cell)
-        found = self._plan(self._cell)
+        found = self._fit(self._cell)
         if isinstance(found, str):
             return {"skipped": found}
-        self._planned = found
+        self._fitted = found
         config = EngineConfig(
             max_num_seqs=found.batch,
             max_model_len=self._cell.context + found.new,
@@ -124,7 +124,7 @@ class Costs:
     def _per_slot(self) -> int:
         return bytes_per_slot(self._model.config, self._model.dtype)
 
-    def _plan(self, cell: Cell) -> Plan | str:
+    def _fit(self, cell: Cell) -> Fit | str:
         """The cell's sizes, or why it does not fit."""
         new = (WARM_UP + GROUPS * ROUNDS) * (cell.drafts + 1) + cell.drafts + 2
         limit = self._model.config.max_position_embeddings
@@ -138,18 +138,18 @@ class Costs:
         if not 0 < batch <= free:
             needed = max(batch, 1) * extent * self._per_slot
             return f"{needed / 1e9:.1f} GB of keys and values do not fit into the free memory"
-        return Plan(batch, new, batch * extent)
+        return Fit(batch, new, batch * extent)
 
     def _submit(self, same: bool) -> None:
-        engine, cell, plan = self._engine, self._cell, self._planned
+        engine, cell, fit = self._engine, self._cell, self._fitted
         assert engine is not None
         random = torch.Generator().manual_seed(cell.context)
         vocab = self._model.config.vocab_size
         first = torch.randint(vocab, (cell.context,), generator=random).tolist()
         first[-8:] = [SAID] * 8
-        new = plan.new if same else 1
+        new = fit.new if same else 1
         law = SamplingParams(max_tokens=new, ignore_eos=True)
-        for i in range(plan.batch):
+        for i in range(fit.batch):
             prompt = first
             if not same:
                 prompt = torch.randint(vocab, (cell.context,), generator=random).tolist()
@@ -160,7 +160,7 @@ class Costs:
         assert engine is not None
         seconds: list[float] = []
         before = engine.counters
-        assert before.num_running == self._planned.batch and not before.num_waiting
+        assert before.num_running == self._fitted.batch and not before.num_waiting
         for _ in range(GROUPS):
             synchronize()
             start = time.perf_counter()
@@ -169,20 +169,20 @@ class Costs:
             synchronize()
             seconds.append((time.perf_counter() - start) / ROUNDS)
         after, rounds = engine.counters, GROUPS * ROUNDS
-        if after.num_running != self._planned.batch:
+        if after.num_running != self._fitted.batch:
             raise RuntimeError("sequences ended while they were timed")
         drafted = after.num_draft_tokens - before.num_draft_tokens
-        if drafted != self._cell.drafts * rounds * self._planned.batch:
+        if drafted != self._cell.drafts * rounds * self._fitted.batch:
             raise RuntimeError(f"{drafted} draft tokens in {rounds} rounds")
         committed = after.completion_tokens - before.completion_tokens
         return {
-            "batch": self._planned.batch,
+            "batch": self._fitted.batch,
             # Where the contexts stood in the middle of what was timed.
-            "context": self._cell.context + round(committed / self._planned.batch / 2) + WARM_UP,
+            "context": self._cell.context + round(committed / self._fitted.batch / 2) + WARM_UP,
             "round_seconds": median(seconds),
             "round_low": min(seconds),
             "round_high": max(seconds),
-            "tokens_per_round": committed / rounds / self._planned.batch,
+            "tokens_per_round": committed / rounds / self._fitted.batch,
         }
 
     def _prefill(self) -> dict[str, Any]:
@@ -198,7 +198,7 @@ class Costs:
             synchronize()
             times.append(time.perf_counter() - start)
         return {
-            "batch": self._planned.batch,
+            "batch": self._fitted.batch,
             "context": self._cell.context,
             "round_seconds": median(times),
             "round_low": min(times),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import datetime
 import os
+import signal
 import subprocess
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +30,8 @@ Say = Callable[[str], None]
 # Of the time, where text is measured too, what the costs may use up.
 COSTS_SHARE = 0.5
 _PROBE_SECONDS = 60.0
+# How long a part may still take to notice that its time is over.
+_GRACE_SECONDS = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,19 +117,45 @@ def run(settings: Settings, say: Say) -> Found:
         versions(settings.model),
         commit(),
     )
+    late = threading.Event()
     try:
-        _probe(found, say)
-        if "dummy" in settings.parts:
-            part = clock.part(COSTS_SHARE if "widened" in settings.parts else 1.0)
-            with _kept(found.costs.left_out, "the rest of the costs", say):
-                measure(found.grid, found.costs, part, settings.threads, say)
-        if "widened" in settings.parts:
-            with _kept(found.text.left_out, "the rest of the real text", say):
-                _text(found, clock, say)
+        with _ending(clock.left + _GRACE_SECONDS, late):
+            _measure(found, clock, say)
     except KeyboardInterrupt:
-        found.interrupted = True
+        found.interrupted = not late.is_set()
+        if late.is_set():
+            found.text.left_out["the rest"] = "it took longer than there was time"
     found.seconds = clock.spent
     return found
+
+
+def _measure(found: Found, clock: Clock, say: Say) -> None:
+    settings = found.settings
+    _probe(found, say)
+    if "dummy" in settings.parts:
+        part = clock.part(COSTS_SHARE if "widened" in settings.parts else 1.0)
+        with _kept(found.costs.left_out, "the rest of the costs", say):
+            measure(found.grid, found.costs, part, settings.threads, say)
+    if "widened" in settings.parts:
+        with _kept(found.text.left_out, "the rest of the real text", say):
+            _text(found, clock, say)
+
+
+@contextmanager
+def _ending(seconds: float, late: threading.Event) -> Iterator[None]:
+    """Whatever still waits for something by then is interrupted, as Ctrl-C would; `late` is set."""
+
+    def end() -> None:
+        late.set()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @contextmanager

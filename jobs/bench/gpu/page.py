@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from jobs.bench.gpu.goals import goals
 from jobs.bench.gpu.harness import Found
 from jobs.bench.gpu.sheets import (
@@ -13,9 +15,18 @@ from jobs.bench.gpu.sheets import (
     sheets,
 )
 from jobs.bench.gpu.text import figures
-from jobs.report.page import measurements_page
-from jobs.report.plots import Plot
+from jobs.report.render import measurements_page
 from jobs.report.svg import INK, SERIES, figure, svg
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A drawing with its title and the sentence below it."""
+
+    name: str
+    title: str
+    svg: str
+    caption: str
 
 
 def page(found: Found) -> str:

@@ -94,7 +94,11 @@ def speedup(k: int, draft: float, verification: float, step: float, acceptance: 
 
 
 def draft_seconds(found: Iterable[Timed], timed: Timed) -> float | None:
-    """Of one draft pass in a round that was timed; None where its surroundings were not."""
+    """Of one draft pass in a round that was timed.
+
+    None where its surroundings were not, or where the round took no longer than its verification
+    alone: then the difference is noise, and no cost.
+    """
     found, at = list(found), (timed.batch, timed.cell.context)
     plain = [t for t in found if t.cell.part == "decode" and (t.batch, t.cell.context) == at]
     if timed.cell.part != "draft" or not plain:
@@ -103,9 +107,8 @@ def draft_seconds(found: Iterable[Timed], timed: Timed) -> float | None:
     if len(passes) < 2:
         return None
     drafts = timed.cell.drafts
-    verified = seconds_of(passes, drafts + 1)
-    # Where drafting is lost in the noise it is not free.
-    return max((timed.answer["round_seconds"] - verified) / drafts, 1e-9)
+    seconds = float(timed.answer["round_seconds"] - seconds_of(passes, drafts + 1)) / drafts
+    return seconds if seconds > 0 else None
 
 
 def verifications(

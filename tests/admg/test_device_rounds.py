@@ -1,11 +1,13 @@
 """Rounds played whole on the device give the tokens that the host's give, and plain decoding alone.
 
-fp32 on the CPU, where the device's rounds run operation by operation. Tiny models.
+fp32 on the CPU, where the device's rounds run operation by operation. Tiny models. The plans that
+add little to others are slow, about a minute in all:
+`python -m pytest -m slow tests/admg/test_device_rounds.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -103,7 +105,15 @@ PLANS: dict[str, DraftConfig] = {
 }
 
 
-@pytest.mark.parametrize("name", PLANS)
+def each(*names: str, of: Iterable[str] = PLANS) -> list[Any]:
+    """These plans, and the others as slow ones."""
+    assert set(names) <= set(of) <= set(PLANS)
+    return [*names, *(pytest.param(n, marks=pytest.mark.slow) for n in of if n not in names)]
+
+
+@pytest.mark.parametrize(
+    "name", each("three", "fixed-with-mlps", "exit", "windows", "auto", "remade")
+)
 def test_tokens_are_those_of_plain_decoding(model, rows, eos, plain, name: str) -> None:
     """All laws in one batch that shrinks and is refilled; rows end mid-round."""
     order = [rows[(i * 7) % len(rows)] for i in range(len(rows))]
@@ -127,7 +137,7 @@ def test_tokens_are_those_of_plain_decoding(model, rows, eos, plain, name: str) 
         assert 0 < accepted < drafted
 
 
-@pytest.mark.parametrize("name", ["three", "exit", "windows"])
+@pytest.mark.parametrize("name", each("windows", of=("windows", "three", "exit")))
 def test_drafts_are_those_of_the_hosts_rounds(model, rows, eos, name: str) -> None:
     """Running means, windows, exits and stops too: rows draft and keep the same number of tokens.
 
@@ -144,7 +154,7 @@ def test_drafts_are_those_of_the_hosts_rounds(model, rows, eos, name: str) -> No
     assert different <= len(rows) / 20, counts
 
 
-@pytest.mark.parametrize("name", ["three", "windows", "lookup"])
+@pytest.mark.parametrize("name", each("windows", of=("windows", "three", "lookup")))
 def test_units_read_in_parts(
     model, rows, eos, plain, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,7 +180,7 @@ class NoQuestions(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("name", ["three", "exit", "windows", "lookup"])
+@pytest.mark.parametrize("name", ["exit", "windows", "lookup"])
 def test_a_round_asks_the_device_for_nothing(
     model, rows, eos, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -59,12 +59,7 @@ def write_shards(
     if limit is not None and limit < 1:
         raise ValueError(f"--limit is {limit}: it must be at least 1")
     folder = Path(output).expanduser()
-    old = sorted(folder.glob("*.parquet"))
-    if old and not overwrite:
-        raise ValueError(
-            f"--output {output} already holds {len(old)} Parquet files: "
-            "give another folder, or --overwrite to replace them"
-        )
+    old = shards_in(output, overwrite)
     builder = _Builder(source.schema, columns)
     tables = _limited(_prompts(source, builder), limit)
     folder.mkdir(parents=True, exist_ok=True)
@@ -87,6 +82,21 @@ def write_shards(
         for path in aside:
             path.unlink(missing_ok=True)
     return Written(output, len(aside), rows)
+
+
+def shards_in(output: str, overwrite: bool) -> list[Path]:
+    """The Parquet files that an output holds, to be replaced.
+
+    Raises:
+        ValueError: there are some, and they are to stay.
+    """
+    old = sorted(Path(output).expanduser().glob("*.parquet"))
+    if old and not overwrite:
+        raise ValueError(
+            f"--output {output} already holds {len(old)} Parquet files: "
+            "give another folder, or --overwrite to replace them"
+        )
+    return old
 
 
 def _prompts(source: Source, builder: _Builder) -> Iterator[pa.Table]:

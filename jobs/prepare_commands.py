@@ -184,8 +184,10 @@ def dataset(
     """
     from jobs import sources
     from jobs.evaluation.prepare import is_task, prepare_task
+    from jobs.prepare import shards_in
 
     if is_task(ctx, name):
+        shards_in(output, rest["overwrite"])
         made = prepare_task(name, split, seed, form, rest["limit"])
         kept = tuple(n for n in made.schema.names if n not in ("id", "prompt"))
         shards = {n: rest[n] for n in ("rows_per_shard", "limit", "overwrite")}

@@ -69,17 +69,29 @@ def task_source(
     task = next(t for t in TASKS.values() if t.dataset == name)
     shown = form == "base" and not task.code
     wanted = None if limit is None else limit + shown
-    examples = []
-    for number, row in enumerate(islice(_rows(name, split, seed), wanted), start=1):
-        examples.append(read_example(task, row, f"{name}, row {number}", f"{name}:{number}"))
-        if number % _REPORT_EVERY == 0:
-            report(f"{number:,} rows of {name}")
+    every = _rows(name, split, seed)
+    examples = list(islice(_examples(task, every, name, report), wanted))
     shot = worked_example(task, examples, name) if shown else None
     rows = [_row(task, e, form, shot) for e in examples if e is not shot]
     if not rows:
         raise ValueError(f"the split {split!r} of {name} has no rows")
     table = pa.Table.from_pylist(rows)
     return Source(table.schema, [Part(name, lambda: iter([table]))])
+
+
+def _examples(
+    task: Task, rows: Iterator[dict[str, Any]], name: str, report: Callable[[str], None]
+) -> Iterator[Example]:
+    """The rows that have all that the task needs; a few of these data sets have no text."""
+    lacking = 0
+    for number, row in enumerate(rows, start=1):
+        try:
+            yield read_example(task, row, f"{name}, row {number}", f"{name}:{number}")
+        except ValueError as error:
+            lacking += 1
+            report(f"Left out: {error} ({lacking} so far)")
+        if number % _REPORT_EVERY == 0:
+            report(f"{number:,} rows of {name}")
 
 
 def _row(task: Task, example: Example, form: Form, shot: Example | None) -> dict[str, str]:

@@ -259,6 +259,37 @@ def test_prepared_data_sets_are_prompts_and_data(
     assert {e.id for e in (*data.examples, data.shot)} == {row["id"] for row in rows}
 
 
+def test_the_seed_is_the_order_of_prepared_rows(
+    admg_batch: Call, tmp_path: Path, hub: SimpleNamespace
+) -> None:
+    orders = set()
+    for number, seed in enumerate((0, 0, 1, 2, 3)):
+        out = tmp_path / str(number)
+        args = ("--limit", 4, "--seed", seed, "--output", out)
+        assert admg_batch("prepare", "dataset", "xsum", *args).exit_code == 0
+        orders.add(tuple(pq.read_table(out)["id"].to_pylist()))
+    assert 2 <= len(orders) <= 4
+
+
+def test_rows_without_a_text_are_left_out_and_told(
+    admg_batch: Call, tmp_path: Path, hub: SimpleNamespace
+) -> None:
+    hub.rows = [{"id": "e", "article": " ", "highlights": TEN}, *hub.rows]
+    args = ("prepare", "dataset", "xsum", "--output", tmp_path / "x")
+    result = admg_batch(*args)
+    assert "has no text" in result.output and "(1 so far)" in result.output
+    assert {f"n{i}" for i in range(6)} == set(pq.read_table(tmp_path / "x")["id"].to_pylist())
+
+
+def test_an_output_in_use_is_refused_before_anything_is_read(
+    admg_batch: Call, tmp_path: Path, hub: SimpleNamespace
+) -> None:
+    (tmp_path / "part-00000.parquet").touch()
+    result = admg_batch("prepare", "dataset", "xsum", "--output", tmp_path)
+    assert result.exit_code == 2 and "already holds 1 Parquet files" in result.output
+    assert hub.asked == []
+
+
 def test_prepared_base_prompts_have_a_worked_example(
     admg_batch: Call, tmp_path: Path, hub: SimpleNamespace
 ) -> None:

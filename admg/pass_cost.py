@@ -37,7 +37,7 @@ class PassCost:
         self.tokens = tokens
         self._grid: dict[tuple[int, int, int], float] = {}
         self._drift = dict.fromkeys(tokens, 1.0)
-        # What the latest passes say of the drift: one alone, slow or fast, is not believed.
+        # What the latest passes say of the drift.
         self._latest = {t: [1.0, 1.0] for t in tokens}
 
     @classmethod
@@ -89,14 +89,17 @@ class PassCost:
         """Take a real pass into account, for passes of about as many tokens.
 
         Plain passes alone move the estimate of plain passes: it is the yardstick. Of the last
-        three passes of a kind the middle one counts, so a single hiccup moves nothing.
+        three passes of a kind the middle one counts, so that a single slow one moves nothing; one
+        that is much faster is believed at once.
         """
         drafted = tokens > 1 and len(self.tokens) > 1
         column = min(self.tokens[drafted:], key=lambda t: abs(t - tokens))
         drift = self._drift[column]
         implied = drift * seconds / self.estimate(sequences, context, tokens)
         self._latest[column] = [*self._latest[column][-2:], implied]
-        ratio = sorted(self._latest[column])[1] / drift
+        if implied >= FASTER * drift:
+            implied = sorted(self._latest[column])[1]
+        ratio = implied / drift
         decay = FASTER_DECAY if ratio < FASTER else DRIFT_DECAY
         self._drift[column] *= decay + (1 - decay) * min(ratio, MOST_RATIO)
 

@@ -111,6 +111,7 @@ def test_mistakes_are_one_sentence(admg_batch: Call, tmp_path: Path) -> None:
         (["--workload", "codes"], "did you mean code?"),
         (["--record", tmp_path / "none" / "x.json"], "its folder must exist"),
         (["--prompts", "0"], "--prompts"),
+        (["--only", "int3"], "--only is 'int3': it must be a part of a draft's name, or dropped"),
     ):
         result = admg_batch("bench", "drafts", *words)
         assert result.exit_code == 2 and said in result.output, result.output

@@ -95,6 +95,7 @@ def _prepared(ctx: click.Context, chosen: dict[str, Any]) -> tuple[Bench, Report
     record = chosen.get("record")
     if record is not None and not record.absolute().parent.is_dir():
         raise ValueError(f"--record is {record}: its folder must exist")
+    _check_only(chosen.get("only", ()))
     path, prompts = model_and_prompts(chosen)
     from jobs.bench.drafts.measure import Bench
     from jobs.bench.drafts.report import Report
@@ -112,6 +113,18 @@ def _prepared(ctx: click.Context, chosen: dict[str, Any]) -> tuple[Bench, Report
     }
     click.echo(f"loading {path}", err=True)
     return Bench(path, prompts, chosen["max_tokens"], chosen["batch"]), Report(about)
+
+
+def _check_only(only: tuple[str, ...]) -> None:
+    from jobs.bench.drafts.variants import fixed
+
+    names = [f"{v.group} {v.name}" for v in fixed(1000, quick=False)]
+    for word in only:
+        if not any(word in name for name in names):
+            groups = ", ".join(dict.fromkeys(v.group for v in fixed(1000, quick=False)))
+            raise ValueError(
+                f"--only is {word!r}: it must be a part of a draft's name, or {groups}"
+            )
 
 
 def _measure(bench: Bench, report: Report, quick: bool, chosen: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from admg.config import Drafter, DraftWeights, Verification
 from jobs.mistakes import describe
+from jobs.published_sets import PREFIX
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -178,7 +179,7 @@ def place_beside(path: str, value: str) -> str:
 
 def plan_beside(path: str, draft: DraftTable) -> DraftTable:
     """A table whose plan, if it is a file, is seen from where the command runs."""
-    if draft.plan is None or draft.plan.startswith("draft-verify:"):
+    if draft.plan is None or draft.plan.startswith(PREFIX):
         return draft
     return draft.model_copy(update={"plan": place_beside(path, draft.plan)})
 

@@ -19,12 +19,17 @@ from jobs.bench.paper.decoding import WINDOW
 from jobs.bench.paper.settings import Settings
 from jobs.bench.paper.variants import FIXED_TOKENS, SHARE, fixed_set, wanted_layers
 
-MEANS: tuple[SimilarityMean, ...] = ("mean", "last", "decay")
+_MEANS: tuple[SimilarityMean, ...] = ("mean", "last", "decay")
 _BASE: dict[str, Any] = {"draft_tokens": FIXED_TOKENS, "hole_filling": False}
 _NO_RULES = DropRule(threshold=0.0, fill_gaps=False, drop_tail=False)
 # Shares of keys and values that a draft does not read, by different means.
 _SAVED = (0.25, 0.5, 0.75)
 _PER: tuple[Literal["layer", "head"], ...] = ("layer", "head")
+
+
+def means_of(settings: Settings) -> tuple[SimilarityMean, ...]:
+    """How similarities are averaged in this run."""
+    return _MEANS if settings.sizes.every_ablation else _MEANS[:2]
 
 
 def ablation_cells(
@@ -67,7 +72,7 @@ def _rules(
             )
             yield name, DraftConfig(drop=drop, similarity=kind, **_BASE)
     count = wanted_layers(SHARE, num_layers)
-    for one, two in product((False, True), repeat=2):
+    for one, two in product((False, True), repeat=2) if every else ():
         drop = DropRule(count=count, fill_gaps=one, drop_tail=two)
         name = f"rules/count {count}/mean/{'on' if one else 'off'}/{'on' if two else 'off'}"
         yield name, DraftConfig(drop=drop, **_BASE)

@@ -8,18 +8,23 @@ ones, and what swapping layers of the best of them leads to.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+from admg.draft_rules import RandomSets
+from admg.layer_sets import drawn
 from admg.plan import DraftPlan
 from admg.request import Request
 from admg.teacher import Taught, Teacher
+from jobs.bench.paper.calibration import frequent_sets
 from jobs.bench.paper.decoding import Decoder
 from jobs.bench.paper.rows import Rows, joined
 from jobs.bench.paper.settings import LAWS
 from jobs.bench.paper.variants import FIXED_TOKENS
 
 _KINDS = ("ranked@", "pool@", "swapped@")
+# Distinct sets that ADMG chose most often, and random ones, that are tried as fixed sets.
+_FREQUENT, _DRAWN = 3, 2
 
 
 def best_fixed(cells: Mapping[str, Any], count: int, task: str) -> str | None:
@@ -32,6 +37,21 @@ def best_fixed(cells: Mapping[str, Any], count: int, task: str) -> str | None:
                 rows = joined([Rows.from_dict(cell["rows"][place]) for place in places])
                 found[name] = sum(rows.committed) / max(1, sum(rows.passes))
     return max(found, key=lambda name: (found[name], name)) if found else None
+
+
+def pool_of(
+    chosen: Sequence[Sequence[int]],
+    known: Collection[tuple[int, ...]],
+    rule: RandomSets,
+    num_layers: int,
+) -> list[tuple[int, ...]]:
+    """Fixed sets to try: those chosen most often for single prompts, and random ones by a rule.
+
+    Those that are `known` are left out.
+    """
+    random = [drawn(rule, num_layers, f"fixed {i}").attention for i in range(_DRAWN)]
+    found = dict.fromkeys([*frequent_sets(chosen, _FREQUENT), *random])
+    return [layers for layers in found if layers not in known]
 
 
 def swapped(

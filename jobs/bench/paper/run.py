@@ -11,13 +11,12 @@ from typing import Any
 
 from admg.config import DraftConfig, SimilarityMean
 from admg.draft_rules import DropRule, RandomSets
-from admg.layer_sets import drawn
 from jobs.bench.paper import variants
-from jobs.bench.paper.ablations import MEANS, ablation_cells
-from jobs.bench.paper.calibration import frequent_sets, level_for, ranked_set
+from jobs.bench.paper.ablations import ablation_cells, means_of
+from jobs.bench.paper.calibration import level_for, ranked_set
 from jobs.bench.paper.cells import Cell, described
 from jobs.bench.paper.decoding import Decoder, rows_of, same, trail
-from jobs.bench.paper.hindsight import best_fixed, judge_of, swapped
+from jobs.bench.paper.hindsight import best_fixed, judge_of, pool_of, swapped
 from jobs.bench.paper.progress import Progress
 from jobs.bench.paper.record import Record
 from jobs.bench.paper.searching import Find
@@ -25,8 +24,6 @@ from jobs.bench.paper.settings import Settings
 from jobs.bench.paper.timing import timed_cells, timed_work
 
 _PLAIN = "main/plain"
-# Distinct sets that ADMG chose most often, and random ones, that are tried as fixed sets.
-_FREQUENT, _DRAWN = 3, 2
 
 
 class Counting:
@@ -58,7 +55,7 @@ class Counting:
         """All stages that were asked for."""
         settings = self._settings
         self._expect()
-        for kind in MEANS:
+        for kind in means_of(settings):
             self._calibrate(kind)
         for task in settings.tasks:
             self._find_set(task)
@@ -83,7 +80,7 @@ class Counting:
         counts = [variants.wanted_layers(share, self._layers) for share in levels]
         ranked: dict[str, dict[int, tuple[int, ...]]]
         ranked = {task: dict.fromkeys(counts, ()) for task in tasks}
-        alike = {kind: [[0.9] * self._layers] for kind in MEANS}
+        alike = {kind: [[0.9] * self._layers] for kind in means_of(settings)}
         cells = [
             variants.plain_cell(settings),
             *variants.main_cells(settings, self._layers, nothing, dict.fromkeys(tasks, 0.9)),
@@ -162,16 +159,11 @@ class Counting:
         if cell is None:
             return []
         chosen = [s for rows in cell["rows"].values() for s in rows["dropped"]]
-        known = {tuple(by_count[count]) for by_count in self._ranked().values()}
-        random = [
-            drawn(RandomSets(count, seed=self._settings.seed), self._layers, f"fixed {i}").attention
-            for i in range(_DRAWN)
-        ]
-        found = dict.fromkeys([*frequent_sets(chosen, _FREQUENT), *random])
-        new = [layers for layers in found if layers not in known]
+        known = {by_count[count] for by_count in self._ranked().values()}
+        found = pool_of(chosen, known, RandomSets(count, seed=self._settings.seed), self._layers)
         return [
             variants.fixed_control(self._settings, count, f"pool@{i}", layers)
-            for i, layers in enumerate(new)
+            for i, layers in enumerate(found)
         ]
 
     def _swap(self, count: int, task: str) -> None:
@@ -211,7 +203,7 @@ class Counting:
         lengths = [len(p) + sizes.short for t in tasks for p in t.prompts[: sizes.ablated]]
         pooled = {
             kind: [row for rows in self._similarities(kind).values() for row in rows]
-            for kind in MEANS
+            for kind in means_of(self._settings)
         }
         return ablation_cells(self._settings, self._layers, sum(lengths) / len(lengths), pooled)
 

@@ -34,7 +34,7 @@ class Sizes:
     tokens: dict[str, int] = field(
         default_factory=lambda: {"cnn_dailymail": 64, "xsum": 32, "humaneval": 128}
     )
-    short: int = 32
+    short: int = 24
     random_sets: int = 4
     trials: int = 60
     swaps: int = 24

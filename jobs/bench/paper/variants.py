@@ -37,13 +37,13 @@ SYSTEMS = {
     "plain": "plain decoding",
     "draft-verify": "Draft & Verify, searched on the same kind of text",
     "draft-verify-other": "Draft & Verify, searched on other text",
-    "swift": "SWIFT-like: one set, searched while decoding",
+    "swift": "SWIFT-like, searched while decoding (depends on the order)",
     "random": "random sets of equal size",
     "best-fixed": "best fixed set in hindsight",
     "admg": "ADMG, our reading",
     "admg-filled": "ADMG + hole filling",
     "admg-budgets": "ADMG + hole filling + attention budgets",
-    "auto": "ADMG + all our extensions, chosen by the controller",
+    "auto": "the controller, which also looks up (depends on the clock)",
 }
 
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import replace
 
 from admg.config import DraftConfig, EngineConfig
+from admg.cuda_graphs import GraphReport
 from admg.device_rounds import plays_whole, rounds_of
 from admg.drafters.self_draft import SelfDrafter
 from admg.drafting import Drafted, Drafting
@@ -125,6 +126,11 @@ class Engine:
             num_slots=self._arena.num_slots,
             num_slots_used=self._arena.num_used,
         )
+
+    @property
+    def graphs(self) -> GraphReport | None:
+        """What has become of the rounds on the device; None where the host plays them."""
+        return self._way.report
 
     def explain(self) -> Explanation | None:
         """What the drafter "auto" goes by, and what it has chosen; None for the others."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from admg.config import DraftConfig, EngineConfig
+from admg.cuda_graphs import GraphReport
 from admg.drafters.draft import Draft
 from admg.drafting import Drafted, Drafting
 from admg.invariants import check_round
@@ -28,6 +29,10 @@ class Played:
 
 class Rounds(Protocol):
     """Plays rounds; the sequences learn on the way."""
+
+    @property
+    def report(self) -> GraphReport | None:
+        """How many rounds were captured, replayed and played; None where none can be."""
 
     def play(
         self,
@@ -65,6 +70,10 @@ class HostRounds:
     ) -> None:
         self._model, self._arena, self._sampler = model, arena, sampler
         self._check, self._by_rejection = config.check, config.draft.by_rejection
+
+    @property
+    def report(self) -> None:
+        """Nothing is captured."""
 
     def play(
         self,

@@ -95,7 +95,7 @@ def test_replay_equals_eager_bit_for_bit(model, rows, name: str) -> None:
                 assert torch.equal(s.learned.filling.sums, twin.learned.filling.sums)
         rounds += 1
     assert rounds > 10 and not engines[1].has_work
-    report, eager = (engine._way.report for engine in engines)
+    report, eager = (engine.graphs for engine in engines)
     assert report.replayed > 0 and report.stopped is None, report
     assert eager.replayed == 0 == eager.graphs
     assert report.graphs == len(report.by_key) and report.capture_seconds > 0
@@ -126,7 +126,7 @@ def test_tokens_are_those_of_the_hosts_rounds(model, rows) -> None:
 def test_later_batches_replay_what_earlier_ones_captured(model, rows) -> None:
     engine = engine_of(model, drafting(attention=(1, 3)))
     list(engine.generate(rows))
-    report = engine._way.report
+    report = engine.graphs
     before = (report.graphs, report.replayed, report.nbytes)
     list(engine.generate(replace(r, key=f"again-{r.key}") for r in rows))
     # Where rows end decides how many passes the last rounds have: a few kinds may be new.

@@ -27,12 +27,14 @@ _KINDS = ("ranked@", "pool@", "swapped@")
 _FREQUENT, _DRAWN = 3, 2
 
 
-def best_fixed(cells: Mapping[str, Any], count: int, task: str) -> str | None:
+def best_fixed(
+    cells: Mapping[str, Any], count: int, task: str, laws: Sequence[str] = tuple(LAWS)
+) -> str | None:
     """The name of the control whose fixed set commits most tokens per pass on a task."""
     found: dict[str, float] = {}
     for name, cell in cells.items():
         if name.startswith(tuple(f"control/{count}/{kind}" for kind in _KINDS)):
-            places = [f"{task}/{law}" for law in LAWS]
+            places = [f"{task}/{law}" for law in laws]
             if all(place in cell["rows"] for place in places):
                 rows = joined([Rows.from_dict(cell["rows"][place]) for place in places])
                 found[name] = sum(rows.committed) / max(1, sum(rows.passes))

@@ -46,7 +46,7 @@ def control_rows(record: Record, count: int, kind: str, task: str, law: str) -> 
     """The rows of a control: `admg`, `random`, `ranked` (on the task itself) or `best`."""
     start = f"control/{count}/"
     if kind == "best":
-        name = best_fixed(record.cells, count, task)
+        name = best_fixed(record.cells, count, task, (law,))
         names = [] if name is None else [name]
     elif kind == "random":
         names = [n for n in record.cells if n.startswith(f"{start}random@")]

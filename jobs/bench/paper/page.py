@@ -17,7 +17,7 @@ from jobs.bench.paper.page_main import (
     modelled_table,
     robustness_tables,
 )
-from jobs.bench.paper.page_words import HOLDS, MISSING, MODELLED, READING, SETTING
+from jobs.bench.paper.page_words import HOLDS, MISSING, MODELLED, READING, ROBUST, SETTING
 from jobs.bench.paper.plots import plots
 from jobs.bench.paper.record import Record
 from jobs.bench.paper.settings import SECTIONS
@@ -133,6 +133,7 @@ def _robust(record: Record) -> Iterator[str]:
         found = list(robustness_tables(record, law))
         for name, text in found:
             yield f"## Calibrated on one, run on another: {name}, {law}"
+            yield ROBUST
             yield text
 
 

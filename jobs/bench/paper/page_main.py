@@ -15,7 +15,14 @@ from jobs.bench.paper.markdown import (
     with_error,
     with_interval,
 )
-from jobs.bench.paper.modelling import BATCHES, devices_of, left_out, modelled, shape_of
+from jobs.bench.paper.modelling import (
+    BATCHES,
+    NAMED,
+    devices_of,
+    left_out,
+    modelled,
+    shape_of,
+)
 from jobs.bench.paper.numbers import (
     Sets,
     acceptance,
@@ -32,6 +39,7 @@ from jobs.bench.paper.numbers import (
 )
 from jobs.bench.paper.record import Record
 from jobs.bench.paper.variants import SYSTEMS
+from jobs.devices import GPUS
 
 _COMPARED = ("best-fixed", "random")
 
@@ -147,6 +155,7 @@ def measured_table(record: Record) -> str | None:
 def robustness_tables(record: Record, law: str) -> Iterator[tuple[str, str]]:
     """For Draft & Verify's sets and ADMG's thresholds: calibrated on A, run on B."""
     tasks = tasks_of(record)
+    shape, device = shape_of(record.about), GPUS[NAMED[0]]
     for system in ("draft-verify", "admg"):
         rows = []
         for a in tasks:
@@ -159,7 +168,9 @@ def robustness_tables(record: Record, law: str) -> Iterator[tuple[str, str]]:
                     continue
                 value = with_error(told(own.per_pass))
                 gap = "" if a == b else f"; {signed(apart(own.per_pass, best.per_pass))}"
-                cells.append(f"{value}{gap} [{own.mean_dropped:.1f} dropped]")
+                speed = [told(modelled([own], shape, device, batch)) for batch in BATCHES]
+                worth = ", ".join("-" if s is None else f"{s.value:.2f}" for s in speed)
+                cells.append(f"{value}{gap} [{own.mean_dropped:.1f} dropped; {worth}]")
             rows.append([a, *cells])
         if any(c != NONE for row in rows for c in row[1:]):
             yield SYSTEMS[system], table(["calibrated on", *(f"run on {b}" for b in tasks)], rows)

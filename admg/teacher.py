@@ -149,7 +149,10 @@ class Teacher:
         stops: tuple[int, ...],
     ) -> _Round:
         """The drafts that begin behind completion token `first` of all sequences."""
-        owners, parts, laws, targets = [], [], [], []
+        owners: list[int] = []
+        parts: list[tuple[list[int], int, Extent]] = []
+        laws: list[LawRow] = []
+        targets: list[int] = []
         for i, (request, whole) in enumerate(zip(requests, tokens, strict=True)):
             at = len(request.prompt_token_ids) + first
             count = min(draft_tokens, len(whole) - 1 - at)

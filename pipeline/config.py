@@ -172,7 +172,7 @@ class RunConfig:
             refuse(not getattr(self, name) > 0, name, getattr(self, name), "above 0")
 
     def _refuse_shares(self) -> None:
-        """One model on one GPU, unless it is said how much memory each may take of it."""
+        """One model on one GPU, unless it is said how much of its memory each may take."""
         gpus = self.gpus_per_actor
         if gpus is None or gpus in (0, 1):
             return

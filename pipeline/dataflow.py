@@ -28,7 +28,7 @@ from pipeline.oversight import Oversight
 from pipeline.prepare import Prepare
 from pipeline.progress import Tracker, Watch, ratio
 from pipeline.quarantine import Rules
-from pipeline.reasons import is_shrunk, reason_of
+from pipeline.reasons import is_shrunk, is_without_device, reason_of
 from pipeline.shared import Shared, ToBoard
 from pipeline.sink import CommittedFile, ResultSink
 from pipeline.stages import Detokenize, Tokenize
@@ -47,7 +47,8 @@ def decode(
 ) -> float:
     """Decode and commit what is pending in these chunks.
 
-    A cluster that loses machines for good makes the run start the rest again on what is left.
+    A cluster that loses machines or GPUs for good makes the run start the rest again on what is
+    left.
 
     Returns:
         Tokens per second, from the first loaded model on and since the last such start.
@@ -71,7 +72,7 @@ def decode(
                 note_stop(job.store, safety.run)
                 raise
             except Exception as error:
-                if not is_shrunk(error) or launched == _LAUNCHES:
+                if launched == _LAUNCHES or not _has_others(error, board):
                     raise PipelineError(
                         f"the run stopped: {reason_of(error)}. What is committed stays; run the "
                         "same command again to go on"
@@ -84,6 +85,11 @@ def decode(
     clear(job.store)
     tokens = sum(file.completion_tokens for file in files)
     return ratio(tokens, tracker.decoding_seconds - before) or 0.0
+
+
+def _has_others(error: Exception, board: ToBoard) -> bool:
+    """Whether the rest can go on elsewhere: machines are left, or actors whose GPUs answer."""
+    return is_shrunk(error) or (is_without_device(error) and board.others_work())
 
 
 def _execute(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from pipeline.device import NoDeviceError
 from pipeline.engine_loop import EngineDied
 from pipeline.oversight import Shrunk, Stalled
 
@@ -21,6 +22,11 @@ def chain_of(error: BaseException) -> list[BaseException]:
 def is_shrunk(error: BaseException) -> bool:
     """Whether the execution was ended because the cluster has become too small."""
     return any(isinstance(found, Shrunk) for found in chain_of(error))
+
+
+def is_without_device(error: BaseException) -> bool:
+    """Whether an actor has given up because its GPU is lost."""
+    return NoDeviceError.__name__ in reason_of(error)
 
 
 def reason_of(error: BaseException) -> str:

@@ -102,6 +102,9 @@ def test_other_shares_of_a_gpu_are_refused_with_the_reason(gpus: float, said: st
 
 
 def test_a_share_is_taken_where_it_is_said_how_much_memory_each_may_take() -> None:
+    # A utilization is of what all processes use together, so the second one would find it used up.
+    with pytest.raises(ValueError, match="share its bandwidth"):
+        replace(BASE, gpus_per_actor=0.5, engine=EngineConfig(gpu_memory_utilization=0.4))
     engine = EngineConfig(kv_budget_bytes=2**30)
     shared = replace(BASE, gpus_per_actor=0.5, actors=4, engine=engine)
     assert layout_of(shared, 1000, Cluster(16, 2, True), False).gpus == 0.5

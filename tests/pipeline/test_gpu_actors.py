@@ -36,7 +36,8 @@ if {second}:
     cluster.add_node(num_cpus=2, num_gpus={second})
 ray.init(cluster.address, logging_level=logging.ERROR, log_to_driver=False)
 config = config_of(folder, TABLE, shards=4, actors={actors}, rows_per_block=4)
-report = run(config, engine_factory=OnGpus(folder=str(folder), lost={lost}, step_seconds=0.02))
+factory = OnGpus(folder=str(folder), lost={lost}, times={times}, step_seconds=0.02)
+report = run(config, engine_factory=factory)
 print("rows", report.rows_ok, report.rows_error, flush=True)
 ray.shutdown()
 cluster.shutdown()
@@ -46,13 +47,15 @@ os._exit(0)
 
 @dataclass(frozen=True)
 class OnGpus(StandIn):
-    """Notes what Ray gave to each process; on the GPU `lost` the device is gone at the 2nd load.
+    """Notes what Ray gave to each process.
 
-    Before that its engine dies as one whose device was lost.
+    The first engine on the GPU `lost` dies as one whose device is lost; so many `times` its
+    successors find none there.
     """
 
     folder: str = ""
     lost: str = ""
+    times: int = 1
 
     def build(self, max_num_seqs: int | None = None) -> StandInEngine:
         import ray
@@ -67,7 +70,12 @@ class OnGpus(StandIn):
         }
         (Path(self.folder) / f"built-{os.getpid()}").write_text(json.dumps(note))
         first = bool(self.lost) and given == self.lost and happens(self.folder, "chosen", 1)
-        if self.lost and given == self.lost and not first and happens(self.folder, "gone", 1):
+        if (
+            self.lost
+            and given == self.lost
+            and not first
+            and happens(self.folder, "gone", self.times)
+        ):
             raise NoDeviceError("torch sees no CUDA device")
         engine = super().build(max_num_seqs)
         return LosesDevice(self) if first else engine
@@ -85,10 +93,9 @@ class LosesDevice(StandInEngine):
         return super().step()
 
 
-def run(folder: Path, first: int, second: int, actors: int, lost: str = "") -> None:
-    code = RUN.format(
-        folder=str(folder), first=first, second=second, actors=actors, lost=repr(lost)
-    )
+def run(folder: Path, first: int, second: int, actors: int, lost: str = "", times: int = 1) -> None:
+    values = {"first": first, "second": second, "actors": actors, "times": times}
+    code = RUN.format(folder=str(folder), lost=repr(lost), **values)
     config = config_of(folder, TABLE, shards=4, actors=actors, rows_per_block=4)
     with program(code) as process:
         words, _ = process.communicate(timeout=240)
@@ -121,3 +128,10 @@ def test_a_lost_device_costs_its_actor_and_no_row(tmp_path: Path) -> None:
     on_lost = [n for n in notes if n["given"] == "1"]
     assert len({n["process"] for n in on_lost}) >= 2
     assert len({n["actor"] for n in notes}) == 2
+
+
+def test_a_device_that_stays_lost_leaves_its_rows_to_the_others(tmp_path: Path) -> None:
+    """Though Ray goes on counting it."""
+    run(tmp_path, first=2, second=0, actors=2, lost="1", times=99)
+    on_lost = {n["process"] for n in built(tmp_path) if n["given"] == "1"}
+    assert len(on_lost) >= 2  # it was tried again there

@@ -8,8 +8,8 @@ import click
 
 from jobs.bench.command import bench
 from jobs.bench.drafts.command import drafts
-from jobs.bench.grid.command import grid
 from jobs.bench.gpu.command import gpu
+from jobs.bench.grid.command import grid
 from jobs.bench.paper.command import paper
 from jobs.bench.pipeline_command import pipeline
 from jobs.calibrate_command import calibrate

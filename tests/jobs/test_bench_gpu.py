@@ -127,6 +127,24 @@ def test_all_of_it_becomes_tables_a_page_and_a_line(fake: type[FakeWorker]) -> N
         assert sheet.title in shown and all(len(r) == len(sheet.columns) for r in sheet.rows)
 
 
+def test_real_text_is_beside_plain_in_all_tables(
+    fake: type[FakeWorker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = {"system": "auto", "batch": 1, "decode_ratio": 1.4, "decode_ratio_low": 1.3}
+    entry |= {"decode_ratio_high": 1.5, "ratio_to_plain": 1.2, "ratio_low": 1.1, "ratio_high": 1.3}
+    speeds = ("prefill_tokens_per_second", "decode_tokens_per_second", "tokens_per_second")
+    entry |= dict.fromkeys((*speeds, "mean_acceptance_length"), 2.0)
+    found = run()
+    for module in ("sheets", "goals", "page", "record"):
+        monkeypatch.setattr(f"jobs.bench.gpu.{module}.figures", lambda _: [entry])
+    sheet = next(s for s in sheets(found) if s.title.startswith("Real text"))
+    named = dict(zip(sheet.columns, sheet.rows[0], strict=True))
+    assert (named["ratio"], named["of decode"], named["low-high"]) == ("1.20", "1.40", "1.30-1.50")
+    states = {g.what: g.found for g in goals(found)}
+    assert states["auto on the widened model, decoding, worst repeat"] == 1.3
+    assert page(found).count("<svg") == 3 and document(found)["text"]["cells"] == [entry]
+
+
 def test_what_fails_or_does_not_fit_is_named_and_the_rest_goes_on(
     fake: type[FakeWorker],
 ) -> None:

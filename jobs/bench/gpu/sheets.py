@@ -211,20 +211,12 @@ def _text(found: Found) -> Sheet:
                 f"{low:.2f}-{high:.2f}" if drafted else "",
             )
         )
-    columns = (
-        "system",
-        "batch",
-        "prefill",
-        "decode",
-        "end to end",
-        "per pass",
-        "ratio",
-        "low-high",
-    )
+    speeds = ("prefill", "decode", "end to end")
+    columns = ("system", "batch", *speeds, "per pass", "ratio", "of decode", "low-high")
     note = (
-        "Tokens per second, tokens per pass of the full model, end to end beside plain of the same "
-        "repeat. The widened model computes what the small one does; its layers are the small "
-        "model's, and drafts read more of them twice than a large model's would."
+        "Tokens per second, tokens per pass of the full model, and ratios to plain of the same "
+        "repeat: end to end, and of decoding. The model computes what the small one does, in "
+        f"{_layers(found)} layers of the wide shape."
     )
     if found.settings.tiny:
         note = "A made-up model: that all of it works, and nothing else."

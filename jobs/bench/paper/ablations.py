@@ -46,7 +46,7 @@ def ablation_cells(
     """
     every = settings.sizes.every_ablation
     drafts = dict(_rules(num_layers, similarities, every))
-    drafts |= _guards(num_layers)
+    drafts |= _guards(num_layers, every)
     drafts |= _refreshed(num_layers, every)
     drafts |= _equal_bytes(num_layers, mean_length, every)
     drafts |= _whole_layers(num_layers, similarities["mean"], every)
@@ -78,13 +78,14 @@ def _rules(
         yield name, DraftConfig(drop=drop, **_BASE)
 
 
-def _guards(num_layers: int) -> dict[str, DraftConfig]:
+def _guards(num_layers: int, every: bool) -> dict[str, DraftConfig]:
     count = wanted_layers(SHARE, num_layers)
+    kept = ((0, 0), (1, 0), (0, 1), (1, 1), (2, 2)) if every else ((0, 0), (1, 1))
     return {
         f"guards/{first}/{last}": DraftConfig(
             drop=DropRule(count=count, keep_first=first, keep_last=last), **_BASE
         )
-        for first, last in ((0, 0), (1, 0), (0, 1), (1, 1), (2, 2))
+        for first, last in kept
         if first + last + count <= num_layers
     }
 

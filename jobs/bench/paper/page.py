@@ -117,7 +117,7 @@ def _speed(record: Record) -> Iterator[str]:
             "Tokens per second over plain decoding's in turn, batch "
             f"{record.about['timed_batch']}, {record.about['timed_dtype']}; intervals by the "
             f"bootstrap over {record.about['timed']} prompts, {record.about['repeats']} repeats "
-            "summed."
+            "summed (one prompt has no spread). Below float32 a near-tie may make a row another."
         )
         yield measured
     if any(name.startswith("main/") and name != "main/plain" for name in record.cells):

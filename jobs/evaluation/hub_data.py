@@ -1,7 +1,7 @@
 """A task's rows from its data set on the Hugging Face hub, for people with a network.
 
-Revisions are fixed, so that everybody gets the same rows; of XSum the branch that holds it as
-Parquet, for what stands on its main branch is a script, and scripts of others are never run here.
+Revisions are fixed, so that everybody gets the same rows, and of such as hold Parquet files: scripts
+of others are never run here.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ HUB = {
     "cnn_dailymail": HubDataset(
         "abisee/cnn_dailymail", "3.0.0", "96df5e686bee6baa90b8bee7c28b81fa3fa6223d"
     ),
-    "xsum": HubDataset("EdinburghNLP/xsum", None, "refs/convert/parquet"),
+    "xsum": HubDataset("EdinburghNLP/xsum", None, "7d4d486c2f8ef850b1a11aead99b894ff3dd7da9"),
     "openai_humaneval": HubDataset(
         "openai/openai_humaneval", "openai_humaneval", "7dce6050a7d6d172f3cc5c32aa97f52fa1a2e544"
     ),

@@ -172,7 +172,7 @@ def load_weights(
         path: the folder.
         config: what it holds.
         dtype, device: of the weights.
-        on_load: is told after each tensor.
+        on_load: is told after each tensor, and that all is there when it is.
 
     Raises:
         ValueError: a tensor missing, unexpected, twice there or of a wrong shape or kind, by name.
@@ -200,6 +200,9 @@ def load_weights(
         loaded |= _resolve_tied_head(second_head, weights.embed, given=_EMBED in loaded)
     if missing := [name for name in targets if name not in loaded]:
         raise ValueError(f"tensor {missing[0]} is missing from {path} ({len(missing)} in all)")
+    if on_load is not None:
+        # Not all bytes are tensors that were copied: headers, a head that is the embedding.
+        on_load(bytes_all, bytes_all)
     return weights
 
 

@@ -179,7 +179,7 @@ class Engine:
             self._arrived = False
         for s in self._scheduler.admit():
             spared = self._prefixes.fill(s)
-            self._counters.prompt_tokens += spared
+            self._counters.prompt_tokens += s.computed
             self._counters.num_cached_tokens += spared
         self._counters.prefill_seconds += time.perf_counter() - start
 

@@ -83,7 +83,10 @@ class PrefixCache:
             self._prefix = self._compute(prompts[0][:length]) or self._prefix
 
     def fill(self, s: Sequence) -> int:
-        """Give a new sequence the prefix, if it begins with it; how many tokens that spares."""
+        """Give a new sequence the prefix, if it begins with it; how many tokens that spares.
+
+        With a store the rest of a prompt that is not there yet is computed here, and not spared.
+        """
         if self._store is not None:
             return self._from_store(self._store, s)
         prefix = self._prefix
@@ -96,12 +99,12 @@ class PrefixCache:
         tokens = s.tokens[:-1]
         if not tokens:
             return 0
-        prefix = store.get(tokens)
-        if prefix is None:
-            prefix = self._computed(tokens, s.extent, store.observe)
+        known = store.get(tokens)
+        prefix = known or self._computed(tokens, s.extent, store.observe)
+        if known is None:
             store.put(prefix)
         self._give(s, prefix, store.learned(prefix, self._config.draft))
-        return s.computed
+        return 0 if known is None else s.computed
 
     def _give(self, s: Sequence, prefix: Prefix, learned: Learned) -> None:
         self._arena.paste(s.extent, prefix.keys, prefix.values)

@@ -57,14 +57,15 @@ def decoded(
 
 def test_completions_plans_and_steps_are_those_without_a_store(model, requests) -> None:
     store = PromptStore(OBSERVE, 2**30)
-    for draft in DRAFTS.values():
+    for turn, draft in enumerate(DRAFTS.values()):
         mine, engine = decoded(model, requests, draft, store)
         lone, _ = decoded(model, requests, draft, None)
         plain, _ = decoded(model, requests, PLAIN, None)
         ids = [c.token_ids for c in mine]
         assert_identical(model, requests, ids, [c.token_ids for c in plain])
         spared = sum(len(r.prompt_token_ids) - 1 for r in requests)
-        assert engine.counters.num_cached_tokens == spared
+        assert engine.counters.num_cached_tokens == (spared if turn else 0)
+        assert engine.counters.prompt_tokens == spared + len(requests)
         for a, b in zip(mine, lone, strict=True):
             assert a.stats.attention_similarity == pytest.approx(
                 b.stats.attention_similarity, abs=1e-5
@@ -88,9 +89,9 @@ def test_other_means(model, requests, mean: str) -> None:
 
 def test_what_does_not_fit_is_computed_again(model, requests) -> None:
     store = PromptStore(OBSERVE, 0)
-    mine, _ = decoded(model, requests, DRAFTS["filled"], store)
+    mine, engine = decoded(model, requests, DRAFTS["filled"], store)
     lone, _ = decoded(model, requests, DRAFTS["filled"], None)
-    assert len(store) == 0
+    assert len(store) == 0 and engine.counters.num_cached_tokens == 0
     assert [c.token_ids for c in mine] == [c.token_ids for c in lone]
 
 

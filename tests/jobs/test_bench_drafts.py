@@ -112,6 +112,7 @@ def test_mistakes_are_one_sentence(admg_batch: Call, tmp_path: Path) -> None:
         (["--record", tmp_path / "none" / "x.json"], "its folder must exist"),
         (["--prompts", "0"], "--prompts"),
         (["--only", "int3"], "--only is 'int3': it must be a part of a draft's name, or dropped"),
+        (["--only", "refreshed", "--quick"], "a part of a draft's name that --quick has"),
     ):
         result = admg_batch("bench", "drafts", *words)
         assert result.exit_code == 2 and said in result.output, result.output

@@ -71,7 +71,7 @@ def drafts(ctx: click.Context, **flags: Any) -> None:
     given = {k: v for k, v in flags.items() if v is not None and v is not False and v != ()}
     quick = given.pop("quick", False)
     chosen = (_QUICK if quick else _USUAL) | given
-    bench, report = _prepared(ctx, chosen)
+    bench, report = _prepared(ctx, chosen, quick)
     interrupted = False
     try:
         _measure(bench, report, quick, chosen)
@@ -82,7 +82,7 @@ def drafts(ctx: click.Context, **flags: Any) -> None:
         ctx.exit(EXIT_INTERRUPTED)
 
 
-def _prepared(ctx: click.Context, chosen: dict[str, Any]) -> tuple[Bench, Report]:
+def _prepared(ctx: click.Context, chosen: dict[str, Any], quick: bool) -> tuple[Bench, Report]:
     """Everything that can be wrong is found before the model is loaded.
 
     Raises:
@@ -95,7 +95,7 @@ def _prepared(ctx: click.Context, chosen: dict[str, Any]) -> tuple[Bench, Report
     record = chosen.get("record")
     if record is not None and not record.absolute().parent.is_dir():
         raise ValueError(f"--record is {record}: its folder must exist")
-    _check_only(chosen.get("only", ()))
+    _check_only(chosen.get("only", ()), quick)
     path, prompts = model_and_prompts(chosen)
     from jobs.bench.drafts.measure import Bench
     from jobs.bench.drafts.report import Report
@@ -115,16 +115,16 @@ def _prepared(ctx: click.Context, chosen: dict[str, Any]) -> tuple[Bench, Report
     return Bench(path, prompts, chosen["max_tokens"], chosen["batch"]), Report(about)
 
 
-def _check_only(only: tuple[str, ...]) -> None:
+def _check_only(only: tuple[str, ...], quick: bool) -> None:
     from jobs.bench.drafts.variants import fixed
 
-    names = [f"{v.group} {v.name}" for v in fixed(1000, quick=False)]
+    variants = list(fixed(1000, quick))
+    names = [f"{v.group} {v.name}" for v in variants]
     for word in only:
         if not any(word in name for name in names):
-            groups = ", ".join(dict.fromkeys(v.group for v in fixed(1000, quick=False)))
-            raise ValueError(
-                f"--only is {word!r}: it must be a part of a draft's name, or {groups}"
-            )
+            groups = ", ".join(dict.fromkeys(v.group for v in variants))
+            which = "a draft's name that --quick has" if quick else "a draft's name"
+            raise ValueError(f"--only is {word!r}: it must be a part of {which}, or {groups}")
 
 
 def _measure(bench: Bench, report: Report, quick: bool, chosen: dict[str, Any]) -> None:

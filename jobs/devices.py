@@ -30,7 +30,20 @@ GPUS: dict[str, Gpu] = {
         Gpu("H200", 4.8e12, 989e12, 141e9),
     )
 }
+# As drivers name them. Not here, for their data sheets say something else: GH200, H200 NVL, H100
+# PCIe, A100 PCIe and those of 40 GB.
+_DRIVER_NAMES = {
+    "NVIDIA L40S": "L40S",
+    "NVIDIA A100-SXM4-80GB": "A100-80G",
+    "NVIDIA H100 80GB HBM3": "H100",
+    "NVIDIA H200": "H200",
+}
 HERE = "here"
+
+
+def gpu_named(name: str) -> Gpu | None:
+    """The GPU whose driver says exactly this name; None where its data sheet is not known here."""
+    return GPUS.get(_DRIVER_NAMES.get(name, ""))
 
 
 def find_device(name: str, dtype: str = "bfloat16") -> Device:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,16 +12,16 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from jobs.bench.gpu import harness, measuring, text
+from jobs.bench.gpu import harness, measuring
 from jobs.bench.gpu.cells import FULL, Cell, grid_of
-from jobs.bench.gpu.clock import Clock, LeftOutError, ask
-from jobs.bench.gpu.costs import Costs, draft_of, spread
+from jobs.bench.gpu.clock import LeftOutError, ask
 from jobs.bench.gpu.goals import goals
-from jobs.bench.gpu.harness import Found, Settings
+from jobs.bench.gpu.harness import Found
 from jobs.bench.gpu.page import page
 from jobs.bench.gpu.record import document
+from jobs.bench.gpu.settings import Settings
 from jobs.bench.gpu.sheets import data_sheet, sheets
-from jobs.bench.gpu.worth import Timed, by_cost, seconds_of, speedup
+from jobs.bench.gpu.text import FULL as SIZES
 from jobs.bench.process import WorkerError
 from jobs.devices import GPUS
 
@@ -103,6 +101,10 @@ def test_the_grid_is_what_was_asked_for() -> None:
     assert {c.dropped for c in drafts if not c.share} == {0, 8, 16, 20, 24, 30}
     shares = {(c.share, c.weights) for c in drafts if not c.dropped and c.batch == 32}
     assert shares == {(s, w) for s in (0, 0.5, 0.75, 0.9) for w in ("full", "int4", "fp8")}
+    alone = {(c.share, c.weights) for c in drafts if not c.dropped and c.batch == 1}
+    assert alone == shares
+    both = {(c.batch, c.dropped, c.share) for c in drafts if c.dropped and c.share}
+    assert both == {(32, 24, 0.75), (1, 24, 0.75)}
 
 
 def test_all_of_it_becomes_tables_a_page_and_a_line(fake: type[FakeWorker]) -> None:
@@ -114,7 +116,8 @@ def test_all_of_it_becomes_tables_a_page_and_a_line(fake: type[FakeWorker]) -> N
     one = next(c for c in content["costs"] if (c["batch"], c["context"]) == (32, 2048))
     # 25.7 GB of weights and 32 x 2048 x 0.82 MB at 4.8 TB/s.
     assert one["roofline_share"] == pytest.approx((25.7 + 53.7) / 4800 / STEP, rel=0.01)
-    best = next(c for c in content["by_cost"] if c["dropped"] == 24 and c["batch"] == 32)
+    alone = [c for c in content["by_cost"] if not c["share"]]
+    best = next(c for c in alone if c["dropped"] == 24 and c["batch"] == 32)
     assert best["how"] == "by cost, acceptance 0.9 assumed"
     assert best["draft_cost"] == pytest.approx(1 - 24 / 40)
     states = {g.what: g.state for g in goals(found)}
@@ -127,22 +130,57 @@ def test_all_of_it_becomes_tables_a_page_and_a_line(fake: type[FakeWorker]) -> N
         assert sheet.title in shown and all(len(r) == len(sheet.columns) for r in sheet.rows)
 
 
+@pytest.mark.slow
 def test_real_text_is_beside_plain_in_all_tables(
     fake: type[FakeWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A few seconds of plots: `pytest -m slow tests/jobs/test_bench_gpu.py`."""
     entry = {"system": "auto", "batch": 1, "decode_ratio": 1.4, "decode_ratio_low": 1.3}
     entry |= {"decode_ratio_high": 1.5, "ratio_to_plain": 1.2, "ratio_low": 1.1, "ratio_high": 1.3}
     speeds = ("prefill_tokens_per_second", "decode_tokens_per_second", "tokens_per_second")
     entry |= dict.fromkeys((*speeds, "mean_acceptance_length"), 2.0)
+    entries = [entry | {"batch": batch} for batch in SIZES.batches]
     found = run()
     for module in ("sheets", "goals", "page", "record"):
-        monkeypatch.setattr(f"jobs.bench.gpu.{module}.figures", lambda _: [entry])
+        monkeypatch.setattr(f"jobs.bench.gpu.{module}.figures", lambda _: entries)
     sheet = next(s for s in sheets(found) if s.title.startswith("Real text"))
     named = dict(zip(sheet.columns, sheet.rows[0], strict=True))
     assert (named["ratio"], named["of decode"], named["low-high"]) == ("1.20", "1.40", "1.30-1.50")
     states = {g.what: g.found for g in goals(found)}
     assert states["auto on the widened model, decoding, worst repeat"] == 1.3
-    assert page(found).count("<svg") == 3 and document(found)["text"]["cells"] == [entry]
+    assert page(found).count("<svg") == 3 and document(found)["text"]["cells"] == entries
+    entries = entries[1:]
+    states = {g.what: g.state for g in goals(found)}
+    assert states["auto on the widened model, decoding, worst repeat"] == "not measured"
+    assert states["auto on the widened model, decoding, batches 1 to 8"] == "not measured"
+
+
+def test_a_goal_is_not_met_by_what_was_not_timed(fake: type[FakeWorker]) -> None:
+    name = "plain decoding, least share of the roofline"
+    assert {g.what: g.state for g in goals(run())}[name] == "missed"
+    fake.answers = {"decode, batch 8, context 4096": "it does not fit"}
+    assert {g.what: g.state for g in goals(run())}[name] == "not measured"
+
+
+@pytest.mark.parametrize(
+    ("name", "sheet"),
+    [
+        ("NVIDIA H200", "H200"),
+        ("NVIDIA A100-SXM4-80GB", "A100-80G"),
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA GH200 480GB", None),
+        ("NVIDIA H100 PCIe", None),
+        ("NVIDIA A100-SXM4-40GB", None),
+    ],
+)
+def test_a_data_sheet_is_of_exactly_that_gpu(
+    fake: type[FakeWorker], name: str, sheet: str | None
+) -> None:
+    found = run()
+    found.machine["gpu"] = name
+    assert data_sheet(found) is (GPUS[sheet] if sheet else None)
+    note = f"No data sheet of {name} is known here."
+    assert sheets(found)[0].note == ("" if sheet else note)
 
 
 def test_what_fails_or_does_not_fit_is_named_and_the_rest_goes_on(
@@ -158,7 +196,7 @@ def test_what_fails_or_does_not_fit_is_named_and_the_rest_goes_on(
     found = run()
     left_out = document(found)["left_out"]
     assert left_out[big].endswith("the free memory") and "illegal memory access" in left_out[broken]
-    assert sum("no fp8" in why for why in left_out.values()) == 15
+    assert sum("no fp8" in why for why in left_out.values()) == 20
     everything = [c for _, cells in grid_of("llama-2-13b", False).stages() for c in cells]
     assert len(found.costs.timed) + len(left_out) == len(everything)
     # The probe's, one for each kind of weights, and one in the place of the broken one.
@@ -174,10 +212,21 @@ def test_an_interruption_keeps_what_is_measured(
     done = admg_batch("bench", "gpu", "--weights", "dummy", "--record", record, "--html", html)
     assert done.exit_code == 130, done.output
     content = json.loads(record.read_text())
-    assert content["interrupted"] and len(content["costs"]) == 5
+    assert content["interrupted"] and not content["complete"] and len(content["costs"]) == 5
     assert content["command"].startswith("admg-batch bench gpu --weights dummy")
     lines = done.stdout.splitlines()
     assert json.loads(lines[-1])["costs"] == content["costs"] and "roofline" in html.read_text()
+
+
+def test_what_is_measured_is_kept_at_once(fake: type[FakeWorker]) -> None:
+    kept: list[tuple[int, bool]] = []
+    harness.run(
+        Settings(parts=("dummy",)),
+        lambda _: None,
+        lambda found: kept.append((len(found.costs.timed), found.complete)),
+    )
+    cells = kept[-1][0]
+    assert kept == [*((n, False) for n in range(cells + 1)), (cells, True)]
 
 
 def test_time_that_is_over_leaves_out_the_rest_by_name(fake: type[FakeWorker]) -> None:
@@ -213,138 +262,6 @@ def test_a_worker_that_hangs_is_ended() -> None:
         ask(Hanging(), 0.05, "run")  # type: ignore[arg-type]
 
 
-def test_speedups_by_cost() -> None:
-    def cell(part: Any, seconds: float, **fields: Any) -> Timed:
-        return Timed(Cell(part, 8, 512, **fields), {"batch": 8, "round_seconds": seconds})
-
-    found = [
-        cell("decode", 1.0),
-        cell("verify", 1.1, drafts=2),
-        cell("verify", 1.3, drafts=4),
-        cell("draft", 1.3 + 4 * 0.25, drafts=4, weights="int4"),
-    ]
-    best = by_cost(found)[0]
-    values = {
-        k: (1 - 0.9 ** (k + 1)) / 0.1 / (0.25 * k + v)
-        for k, v in {1: 1.05, 2: 1.1, 3: 1.2, 4: 1.3, 5: 1.4, 6: 1.5, 7: 1.6, 8: 1.7}.items()
-    }
-    assert best.speedup == pytest.approx(max(values.values()))
-    assert values[best.draft_tokens] == max(values.values())
-    assert speedup(3, 0.0, 1.0, 1.0, 1.0) == 4.0
-    assert seconds_of([(1, 2.0)], 9) == 2.0
-    # Without a plain step of the same batch and context nothing can be said, nor of what is noise.
-    assert not by_cost(found[1:])
-    assert not by_cost([*found[:3], cell("draft", 1.29, drafts=4)])
-
-
-@pytest.fixture(scope="module")
-def costs() -> Costs:
-    made = Costs()
-    made.load({"shape": "tiny", "weights": "full", "threads": 1})
-    return made
-
-
-@pytest.mark.parametrize(
-    "cell",
-    [
-        Cell("decode", 3, 100),
-        Cell("draft", 2, 130, dropped=2, share=0.5, drafts=2),
-        Cell("verify", 2, 100, drafts=3),
-        Cell("decode", FULL, 200),
-        Cell("eager", 1, 100),
-    ],
-    ids=str,
-)
-def test_cells_are_timed_in_the_middle_of_decoding(costs: Costs, cell: Cell) -> None:
-    ready = costs.prepare(cell.to_dict())
-    engine = costs._engine
-    assert engine is not None
-    before = engine.counters
-    # The shared part of the prompts was computed once, the arena holds a full batch.
-    assert before.num_running == ready["batch"] and (cell.batch in (FULL, ready["batch"]))
-    if ready["batch"] > 2 and cell.batch:
-        assert before.num_cached_tokens > 0
-    answer = costs.run()
-    after = engine.counters
-    rounds = (after.num_spec_steps - before.num_spec_steps) / ready["batch"]
-    drafted = after.num_draft_tokens - before.num_draft_tokens
-    assert drafted == cell.drafts * rounds * ready["batch"]
-    assert answer["round_low"] <= answer["round_seconds"] <= answer["round_high"]
-    assert answer["tokens_per_round"] == 1 + cell.drafts  # all drafts say the same token
-    assert answer["context"] >= cell.context
-
-
-def test_a_prefill_has_no_prompt_in_common(costs: Costs) -> None:
-    ready = costs.prepare(Cell("prefill", 1, 120).to_dict())
-    assert costs.run()["batch"] == ready["batch"] == 1
-    assert costs._engine is not None
-    assert costs._engine.counters.prompt_tokens == 4 * 120
-    assert costs._engine.counters.num_cached_tokens == 0
-
-
-def test_cells_that_do_not_fit_say_so(costs: Costs, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "positions" in costs.prepare(Cell("decode", 1, 2000).to_dict())["skipped"]
-    monkeypatch.setattr("jobs.bench.gpu.costs.available_bytes", lambda: 10**6)
-    skipped = costs.prepare(Cell("decode", 500, 128).to_dict())["skipped"]
-    assert "GB of keys and values do not fit into the free memory" in skipped
-    with pytest.raises(ValueError, match="no fp3 draft weights"):
-        costs.load({"shape": "tiny", "weights": "fp3", "threads": 1})
-
-
-def test_dropped_layers_are_spread() -> None:
-    assert spread(0, 40) == () and spread(38, 40) == tuple(range(1, 39))
-    assert len(set(spread(24, 40))) == 24 and max(spread(24, 40)) < 39
-    assert draft_of(Cell("draft", 1, 10, dropped=30, drafts=2), 6).drop.attention == (1, 2, 3, 4)
-    assert draft_of(Cell("verify", 1, 10, drafts=2), 6).drafter == "ngram"
-
-
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        (("--device", "cpu"), "--device is cpu: it must be cuda for llama-2-13b, or add --tiny"),
-        (("--minutes", "0", "--tiny"), "--minutes is 0: it must be above 0"),
-        (("--peer-python", "/no/python"), "--peer-python is /no/python"),
-        (("--tiny", "--record", "/no/folder/x.json"), "its folder must exist"),
-    ],
-)
-def test_mistakes_are_told_before_anything_starts(
-    admg_batch: Callable[..., Result], given: tuple[str, ...], said: str
-) -> None:
-    done = admg_batch("bench", "gpu", *given)
-    assert done.exit_code == 2 and said in done.output, done.output
-
-
-def test_no_gpu_is_said(admg_batch: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    done = admg_batch("bench", "gpu")
-    assert done.exit_code == 2 and "torch sees no CUDA device here" in done.output
-
-
-def test_a_model_that_cannot_be_widened_is_left_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def widened(seconds: float = 60.0) -> Path:
-        clock, folder = Clock(seconds / 60), tmp_path / "wide"
-        return text.widened_folder(
-            str(tmp_path), "llama-2-13b", folder, "cpu", clock, lambda _: None
-        )
-
-    def failing(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
-        return subprocess.CompletedProcess(command, 2, "", "widening\nError: model is 'x'")
-
-    def endless(command: list[str], timeout: float, **_: Any) -> None:
-        raise subprocess.TimeoutExpired(command, timeout)
-
-    monkeypatch.setattr(subprocess, "run", failing)
-    with pytest.raises(LeftOutError, match=r"^model is 'x'$"):
-        widened()
-    monkeypatch.setattr(subprocess, "run", endless)
-    with pytest.raises(LeftOutError, match="was not made in 0 s"):
-        widened()
-    (tmp_path / text.MADE).write_text("{}")
-    assert widened() == tmp_path  # it is wide already
-
-
 def test_what_breaks_in_a_part_costs_that_part(
     fake: type[FakeWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -355,39 +272,3 @@ def test_what_breaks_in_a_part_costs_that_part(
     found = harness.run(replace(Settings(), parts=("dummy", "widened")), lambda _: None)
     assert found.costs.timed
     assert "nobody has thought of" in found.text.left_out["the rest of the real text"]
-
-
-def test_it_needs_no_cluster_and_no_data_sets() -> None:
-    """A machine with a GPU may have torch and transformers, and little of what jobs need."""
-    code = """
-import sys
-for name in ("ray", "datasets", "tomli_w", "rouge_score", "moto"):
-    sys.modules[name] = None
-import jobs.bench.gpu.command, jobs.cli
-import jobs.bench.gpu.harness, jobs.bench.gpu.page, jobs.bench.gpu.record, jobs.bench.gpu.costs
-import jobs.bench.show, pipeline.signals, jobs.bench.ours, jobs.widened, jobs.demo_model
-from jobs.bench.workloads import load_texts
-assert load_texts("demo", None, 4)
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=100)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(400)
-def test_a_tiny_run_from_end_to_end(tmp_path: Path) -> None:
-    """All parts with their own processes, about a minute.
-
-    pytest -m slow tests/jobs/test_bench_gpu.py
-    """
-    command = [sys.executable, "-m", "jobs", "bench", "gpu", "--device", "cpu", "--tiny"]
-    command += ["--threads", "1", "--record", "r.json", "--html", "r.html"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    content = json.loads(done.stdout.splitlines()[-1])
-    recorded = json.loads((tmp_path / "r.json").read_text())
-    assert recorded["command"] and recorded["date"] and recorded["costs"] == content["costs"]
-    measured = {c["part"] for c in content["costs"]}
-    assert measured >= {"decode", "prefill", "draft", "verify"}
-    assert {c["system"] for c in content["text"]["cells"]} == {"plain", "auto", "transformers"}
-    assert content["text"]["layers"] == 6 and content["by_cost"]
-    assert (tmp_path / "r.html").read_text().count("<svg") == 3

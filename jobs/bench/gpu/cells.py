@@ -49,7 +49,8 @@ class Grid:
     """The sizes of a run.
 
     `shape` names the model. `context` and `batch` are those of the drafts' cells, beside batch 1;
-    `drafts` are the draft tokens of their rounds.
+    `drafts` are the draft tokens of their rounds. `together` are dropped layers with a share of
+    windowed heads.
     """
 
     shape: str
@@ -61,18 +62,19 @@ class Grid:
     shares: tuple[float, ...]
     weights: tuple[str, ...]
     verified: tuple[int, ...]
+    together: tuple[int, float]
     drafts: int = 4
 
     def stages(self) -> Iterator[tuple[str, list[Cell]]]:
         """Cells by the draft weights that they need; the first stage has the most of them."""
         first = [*self._plain(self.context), *self._verify(), *self._drafts("full"), *self._eager()]
-        yield "full", first + [
-            cell for context in self.contexts if context != self.context
-            for cell in self._plain(context)
-        ] + [Cell("prefill", 1, context) for context in self.contexts]  # fmt: skip
+        others = [context for context in self.contexts if context != self.context]
+        first += [cell for context in others for cell in self._plain(context)]
+        first += [Cell("prefill", 1, context) for context in self.contexts]
+        yield "full", [*first, *self._more_drafts("full")]
         for weights in self.weights:
             if weights != "full":
-                yield weights, list(self._drafts(weights))
+                yield weights, [*self._drafts(weights), *self._more_drafts(weights)]
 
     def _plain(self, context: int) -> list[Cell]:
         return [Cell("decode", batch, context) for batch in self.batches]
@@ -85,6 +87,15 @@ class Grid:
             for dropped in self.dropped:
                 if dropped or batch == 1:
                     yield Cell("draft", batch, self.context, weights, dropped, drafts=self.drafts)
+
+    def _more_drafts(self, weights: str) -> Iterator[Cell]:
+        """What other cells hint at: measured last, where time is left."""
+        for batch in dict.fromkeys((self.batch, 1)):
+            dropped, share = self.together
+            yield Cell("draft", batch, self.context, weights, dropped, share, self.drafts)
+        for share in self.shares:
+            if share:
+                yield Cell("draft", 1, self.context, weights, 0, share, self.drafts)
 
     def _eager(self) -> Iterator[Cell]:
         """Plain decoding, pass by pass: without the device's whole rounds."""
@@ -110,6 +121,7 @@ def grid_of(shape: str, tiny: bool) -> Grid:
             shares=(0.0, 0.5),
             weights=("full", "int4", "fp8"),
             verified=(2, 5),
+            together=(2, 0.5),
             drafts=2,
         )
     return Grid(
@@ -122,4 +134,5 @@ def grid_of(shape: str, tiny: bool) -> Grid:
         shares=(0.75, 0.0, 0.5, 0.9),
         weights=("full", "int4", "fp8"),
         verified=(2, 3, 5, 9),
+        together=(24, 0.75),
     )

@@ -29,7 +29,8 @@ plain decoding, then transformers and vLLM on the same prompts.
 
 Exit codes:
   0    measured; what was left out for time or memory is named
-  2    a mistake in the command, or no such device; nothing was started
+  2    a mistake in the command, an option that the chosen parts do not use, or no such device;
+       nothing was started
   4    nothing could be measured
   130  interrupted; what was measured by then is printed and recorded
 """
@@ -69,7 +70,9 @@ Exit codes:
 @click.option("--peer-python", metavar="PATH", help="The python of an environment with vllm.")
 @click.option("--threads", type=int, help="Of every process.  [default: all cores]")
 @click.option(
-    "--record", type=click.Path(path_type=Path, dir_okay=False), help="Write a JSON file."
+    "--record",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write a JSON file, anew after each cell.",
 )
 @click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write a page.")
 @verbose_option
@@ -81,10 +84,11 @@ def gpu(
 
     Prints tables, then one line of JSON.
     """
-    from jobs.bench.gpu.harness import Settings, check_device, run
+    from jobs.bench.gpu.harness import check_device, run
     from jobs.bench.gpu.page import page
     from jobs.bench.gpu.record import document
     from jobs.bench.gpu.record import record as recorded
+    from jobs.bench.gpu.settings import Settings
     from jobs.bench.settings import usable_cores
     from jobs.bench.show import write_record
     from pipeline.signals import sigterm_interrupts
@@ -96,10 +100,13 @@ def gpu(
     if html is not None and not html.absolute().parent.is_dir():
         raise ValueError(f"--html is {html}: its folder must exist")
     check_device(settings.device)
+
+    def keep(found: Found) -> None:
+        if record is not None:
+            write_record(record, recorded(found, command_line(ctx)))
+
     with sigterm_interrupts():
-        found = run(settings, lambda line: click.echo(line, err=True))
-    if record is not None:
-        write_record(record, recorded(found, command_line(ctx)))
+        found = run(settings, lambda line: click.echo(line, err=True), keep)
     if html is not None:
         html.write_text(page(found), encoding="utf-8")
     _print(found)

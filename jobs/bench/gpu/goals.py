@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from itertools import product
 from typing import Any
 
 from jobs.bench.gpu.harness import Found
 from jobs.bench.gpu.sheets import costs_of, data_sheet, roofline_share
-from jobs.bench.gpu.text import figures
+from jobs.bench.gpu.text import FULL, figures
 from jobs.bench.gpu.worth import ByCost
 
 
@@ -38,14 +39,11 @@ def goals(found: Found) -> list[Goal]:
         return []
     costs = costs_of(found)
     full = [c for c in costs if c.batch >= 32]
-    auto = [e for e in figures(found.text) if e["system"] == "auto"]
-    shares = [
-        roofline_share(found, t, data_sheet(found))
-        for t in found.costs.timed
-        if t.cell.part == "decode"
-    ]
+    auto = {e["batch"]: e for e in figures(found.text) if e["system"] == "auto"}
+    ratios = {b: auto.get(b, {}).get("decode_ratio") for b in FULL.batches}
+    lowest = [auto.get(b, {}).get("decode_ratio_low") for b in FULL.batches]
     return [
-        Goal("plain decoding, least share of the roofline", 0.75, _least(shares)),
+        Goal("plain decoding, least share of the roofline", 0.75, _least(_shares(found))),
         Goal(
             "24 layers dropped, batch 32, by cost",
             1.4,
@@ -54,25 +52,39 @@ def goals(found: Found) -> list[Goal]:
         Goal(
             "75 % of the heads windowed with int4 drafts, batch 32, by cost",
             1.8,
-            _best(c for c in full if c.share == 0.75 and c.weights == "int4"),
+            _best(c for c in full if c.share == 0.75 and not c.dropped and c.weights == "int4"),
         ),
         Goal(
             "int4 drafts, batch 1, by cost",
             2.0,
-            _best(c for c in costs if c.batch == 1 and c.weights == "int4" and not c.dropped),
+            _best(
+                c
+                for c in costs
+                if c.batch == 1 and c.weights == "int4" and not (c.dropped or c.share)
+            ),
         ),
         Goal(
             "auto on the widened model, decoding, batches 1 to 8",
             1.3,
-            _least([e["decode_ratio"] for e in auto if e["batch"] <= 8]),
+            _least([ratio for batch, ratio in ratios.items() if batch <= 8]),
         ),
         Goal(
             "auto on the widened model, decoding, worst repeat",
             0.97,
-            _least([e["decode_ratio_low"] for e in auto]),
+            _least(lowest),
         ),
         Goal("whole rounds on the device, batch 1, pass by pass = 1", 1.5, _graphs(found)),
     ]
+
+
+def _shares(found: Found) -> list[float | None]:
+    """Of every cell of plain decoding that was asked for; None where it was not timed."""
+    timed = {
+        (t.cell.batch, t.cell.context): roofline_share(found, t, data_sheet(found))
+        for t in found.costs.timed
+        if t.cell.part == "decode"
+    }
+    return [timed.get(cell) for cell in product(found.grid.batches, found.grid.contexts)]
 
 
 def _graphs(found: Found) -> float | None:
@@ -87,6 +99,7 @@ def _graphs(found: Found) -> float | None:
 
 
 def _least(values: list[float | None]) -> float | None:
+    """None where one of them is not known: it might be less."""
     known = [v for v in values if v is not None]
     return min(known) if known and len(known) == len(values) else None
 

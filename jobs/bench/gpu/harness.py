@@ -19,6 +19,7 @@ from jobs.bench.gpu import text as texts
 from jobs.bench.gpu.cells import Grid, grid_of
 from jobs.bench.gpu.clock import Clock, LeftOutError, ask
 from jobs.bench.gpu.measuring import Costs, measure
+from jobs.bench.gpu.settings import Settings
 from jobs.bench.gpu.tiny_model import SHAPE, tiny_model
 from jobs.bench.machine import commit, machine, versions
 from jobs.bench.process import Worker
@@ -26,6 +27,7 @@ from pipeline.cache import cache_dir
 from pipeline.device import ALLOCATOR, EXPANDABLE
 
 Say = Callable[[str], None]
+Kept = Callable[[], None]
 
 # Of the time, where text is measured too, what the costs may use up.
 COSTS_SHARE = 0.5
@@ -34,41 +36,9 @@ _PROBE_SECONDS = 60.0
 _GRACE_SECONDS = 20.0
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What is asked for. `model` is widened for the text part, unless it is wide already.
-
-    Raises:
-        ValueError: a value outside its range, by the name of its option.
-    """
-
-    shape: str = "llama-2-13b"
-    parts: tuple[str, ...] = ("dummy", "widened")
-    device: str = "cuda"
-    tiny: bool = False
-    minutes: float = 10.0
-    model: str = "demo"
-    folder: Path | None = None
-    threads: int = 1
-    data: Path | None = None
-    peer_python: str | None = None
-
-    def __post_init__(self) -> None:
-        from jobs.bench.systems import check_peer
-        from jobs.shapes import shape_named
-
-        shape_named(self.shape)
-        if not 0 < self.minutes <= 240:
-            raise ValueError(f"--minutes is {self.minutes:g}: it must be above 0 and at most 240")
-        if self.device == "cpu" and not self.tiny:
-            raise ValueError(f"--device is cpu: it must be cuda for {self.shape}, or add --tiny")
-        if self.peer_python is not None:
-            check_peer(self.peer_python)
-
-
 @dataclass
 class Found:
-    """What has been measured so far. `shape` is that of the costs."""
+    """What has been measured so far; `complete` once the run has come to its end."""
 
     settings: Settings
     grid: Grid
@@ -80,6 +50,7 @@ class Found:
     text: texts.Text = field(default_factory=texts.Text)
     seconds: float = 0.0
     interrupted: bool = False
+    complete: bool = False
 
     @property
     def empty(self) -> bool:
@@ -106,8 +77,11 @@ def check_device(device: str) -> None:
         )
 
 
-def run(settings: Settings, say: Say) -> Found:
-    """Measure everything that there is time for; Ctrl-C ends it with what there is."""
+def run(settings: Settings, say: Say, keep: Callable[[Found], None] = lambda _: None) -> Found:
+    """Measure everything that there is time for; Ctrl-C ends it with what there is.
+
+    `keep` is called after everything that was measured, and at the end.
+    """
     clock = Clock(settings.minutes)
     found = Found(
         settings,
@@ -118,27 +92,34 @@ def run(settings: Settings, say: Say) -> Found:
         commit(),
     )
     late = threading.Event()
+
+    def kept() -> None:
+        found.seconds = clock.spent
+        keep(found)
+
     try:
         with _ending(clock.left + _GRACE_SECONDS, late):
-            _measure(found, clock, say)
+            _measure(found, clock, say, kept)
     except KeyboardInterrupt:
         found.interrupted = not late.is_set()
         if late.is_set():
             found.text.left_out["the rest"] = "it took longer than there was time"
-    found.seconds = clock.spent
+    found.complete = not found.interrupted
+    kept()
     return found
 
 
-def _measure(found: Found, clock: Clock, say: Say) -> None:
+def _measure(found: Found, clock: Clock, say: Say, kept: Kept) -> None:
     settings = found.settings
     _probe(found, say)
+    kept()
     if "dummy" in settings.parts:
         part = clock.part(COSTS_SHARE if "widened" in settings.parts else 1.0)
         with _kept(found.costs.left_out, "the rest of the costs", say):
-            measure(found.grid, found.costs, part, settings.threads, say)
+            measure(found.grid, found.costs, part, settings.threads, say, kept)
     if "widened" in settings.parts:
         with _kept(found.text.left_out, "the rest of the real text", say):
-            _text(found, clock, say)
+            _text(found, clock, say, kept)
 
 
 @contextmanager
@@ -177,7 +158,7 @@ def _probe(found: Found, say: Say) -> None:
             found.costs.left_out["the device's peaks"] = str(error)
 
 
-def _text(found: Found, clock: Clock, say: Say) -> None:
+def _text(found: Found, clock: Clock, say: Say, kept: Kept) -> None:
     settings, text = found.settings, found.text
     with tempfile.TemporaryDirectory(prefix="admg-batch-bench-") as scratch:
         model, shape, folder = settings.model, settings.shape, settings.folder
@@ -201,6 +182,7 @@ def _text(found: Found, clock: Clock, say: Say) -> None:
             texts.TINY if settings.tiny else texts.FULL,
             clock,
             say,
+            kept,
             threads=settings.threads,
             data=settings.data,
             peer_python=settings.peer_python,

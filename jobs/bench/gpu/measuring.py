@@ -30,15 +30,27 @@ class Costs:
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def measure(grid: Grid, costs: Costs, clock: Clock, threads: int, say: Say) -> None:
-    """Fill `costs`; an interruption leaves in it what is known by then."""
+def measure(
+    grid: Grid, costs: Costs, clock: Clock, threads: int, say: Say, kept: Callable[[], None]
+) -> None:
+    """Fill `costs`; an interruption leaves in it what is known by then.
+
+    `kept` is called after each cell.
+    """
     for weights, cells in grid.stages():
         part = clock.part(FULL_SHARE if weights == "full" else 1.0)
-        _stage(grid, weights, cells, costs, part, threads, say)
+        _stage(grid, weights, cells, costs, part, threads, say, kept)
 
 
 def _stage(
-    grid: Grid, weights: str, cells: list[Cell], costs: Costs, clock: Clock, threads: int, say: Say
+    grid: Grid,
+    weights: str,
+    cells: list[Cell],
+    costs: Costs,
+    clock: Clock,
+    threads: int,
+    say: Say,
+    kept: Callable[[], None],
 ) -> None:
     """The cells of one model, in one worker; another one takes over where it was lost."""
     todo = list(cells)
@@ -61,6 +73,8 @@ def _stage(
                 except LeftOutError as error:
                     _leave_out(costs, [cell], str(error), say)
                     break
+                finally:
+                    kept()
 
 
 def _cell(worker: Worker, cell: Cell, costs: Costs, clock: Clock, say: Say) -> None:

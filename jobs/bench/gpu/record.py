@@ -32,6 +32,7 @@ def document(found: Found) -> dict[str, Any]:
             "tiny": found.settings.tiny,
             "seconds": found.seconds,
             "interrupted": found.interrupted,
+            "complete": found.complete,
             "models": found.costs.models,
             "costs": [_cost(found, t) for t in found.costs.timed],
             "by_cost": [c.to_dict() for c in costs_of(found)],

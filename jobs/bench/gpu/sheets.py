@@ -18,7 +18,7 @@ from jobs.bench.gpu.worth import (
     tokens_per_second,
 )
 from jobs.bench.memory import model_shape
-from jobs.devices import GPUS, Device
+from jobs.devices import Device, gpu_named
 from jobs.shapes import shape_named
 from jobs.sizing import step_seconds
 
@@ -35,9 +35,11 @@ class Sheet:
 
 def data_sheet(found: Found) -> Device | None:
     """The device by its data sheet, if it is in our table."""
-    name = str(found.machine.get("gpu") or found.machine.get("device", ""))
-    known = sorted(GPUS.values(), key=lambda g: -len(g.name))
-    return next((g for g in known if g.name.split("-")[0] in name), None)
+    return gpu_named(_name(found))
+
+
+def _name(found: Found) -> str:
+    return str(found.machine.get("gpu") or found.machine.get("device", ""))
 
 
 def measured_device(found: Found) -> Device | None:
@@ -94,7 +96,8 @@ def _plain(found: Found) -> Sheet:
         for t in _of(found, "decode")
     ]
     columns = ("batch", "context", "ms a step", "tokens/s", "of data sheet", "of measured peaks")
-    return Sheet("Plain decoding, and its share of the roofline", columns, tuple(rows))
+    note = "" if sheet else f"No data sheet of {_name(found) or 'this device'} is known here."
+    return Sheet("Plain decoding, and its share of the roofline", columns, tuple(rows), note)
 
 
 def _prefill(found: Found) -> Sheet:

@@ -90,12 +90,16 @@ def measure_text(
     sizes: Sizes,
     clock: Clock,
     say: Say,
+    kept: Callable[[], None],
     *,
     threads: int,
     data: Path | None,
     peer_python: str | None,
 ) -> None:
-    """Fill `text`: plain and auto in turn, then plain and the peers on the same prompts."""
+    """Fill `text`: plain and auto in turn, then plain and the peers on the same prompts.
+
+    `kept` is called after each cell.
+    """
     from admg.families import read_model_config
 
     text.model, text.layers = model.name, read_model_config(model).num_layers
@@ -122,10 +126,17 @@ def measure_text(
             data=data,
             peer_python=peer_python,
         )
-        _measure(settings, text, part, say, short=sizes is TINY)
+        _measure(settings, text, part, say, kept, short=sizes is TINY)
 
 
-def _measure(settings: Settings, text: Text, clock: Clock, say: Say, short: bool) -> None:
+def _measure(
+    settings: Settings,
+    text: Text,
+    clock: Clock,
+    say: Say,
+    kept: Callable[[], None],
+    short: bool,
+) -> None:
     names = ", ".join(s.name for s in settings.systems)
     if not clock.left:
         text.left_out[names] = "no time was left"
@@ -147,6 +158,7 @@ def _measure(settings: Settings, text: Text, clock: Clock, say: Say, short: bool
                 say(f"{todo[0]}: {names}")
                 time_cell(todo[0], _fewer(plan, todo[0].batch), workers, report, say)
                 todo.pop(0)
+                kept()
             text.left_out |= report.failed
     except (WorkerError, ValueError) as error:
         late = "it took longer than there was time" if not clock.left else str(error)

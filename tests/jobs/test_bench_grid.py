@@ -33,14 +33,14 @@ def grid_of(*ratios: float) -> Grid:
         cell: {"plain": [outcome(9.0)] * 3, "auto": [outcome(1 + 8 / ratio)] * 3}
         for cell, ratio in zip(CELLS, ratios, strict=False)
     }
-    return Grid({"commit": "c", "command": "x"}, "auto", timed)
+    return Grid({"commit": "c", "command": "x", "prompts": {"code, batch 4": "1"}}, "auto", timed)
 
 
 def test_the_worst_cell_and_the_means_are_named() -> None:
     cells = ratios_of(grid_of(2.0, 1.0, 0.5))
     assert [round(c.decode[0], 6) for c in cells] == [2.0, 1.0, 0.5]
     assert cells[0].whole[0] == pytest.approx(9 / 5)
-    said = list(sentences(cells, all_cells=5))
+    said = list(sentences(cells, left=2))
     assert said[0] == (
         "worst cell: copying, batch 16, temperature 1: 0.53 end to end, 0.50 decoding"
     )
@@ -61,9 +61,14 @@ def test_goals_are_of_greedy_decoding_but_for_the_floor() -> None:
 
 def test_what_is_recorded_is_what_is_resumed(tmp_path: Path) -> None:
     whole = grid_of(2.0, 1.0)
-    again = Grid({"commit": "c", "command": "another"}, "auto")
+    again = Grid({"commit": "c", "command": "another", "prompts": {"chat, batch 1": "2"}}, "auto")
     resumed(again, json.loads(json.dumps(whole.to_dict())), tmp_path)
     assert again.timed == whole.timed
+    assert again.about["prompts"] == {"code, batch 4": "1", "chat, batch 1": "2"}
+    assert list(again.only(CELLS[1:]).timed) == CELLS[1:2], "of the record, what is asked for"
+    changed = Grid({"commit": "c", "prompts": {"code, batch 4": "3"}}, "auto")
+    with pytest.raises(ValueError, match="the prompts of code, batch 4 differ"):
+        resumed(changed, whole.to_dict(), tmp_path)
     for other in (Grid({"commit": "d"}, "auto"), Grid({"commit": "c"}, "ngram")):
         with pytest.raises(ValueError, match="it holds another measurement"):
             resumed(other, whole.to_dict(), tmp_path)
@@ -109,9 +114,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def plan(repeats: int) -> Any:
-    prompts = {cell.workload: [[1]] * 24 for cell in CELLS}
     settings = SimpleNamespace(cells=CELLS, repeats=repeats, max_tokens=8)
-    return SimpleNamespace(settings=settings, prompts=prompts)
+    return SimpleNamespace(settings=settings)
+
+
+PROMPTS = {(cell.workload, cell.batch): [[1]] * prompts_for(cell.batch) for cell in CELLS}
 
 
 @pytest.mark.parametrize(
@@ -126,7 +133,7 @@ def test_cells_share_the_time_that_there_is(
     def keep(grid: Grid) -> None:
         kept.append(len(grid.timed))
 
-    time_grid(plan(repeats), grid, seconds, lambda _: None, keep, clock)
+    time_grid(plan(repeats), PROMPTS, grid, seconds, lambda _: None, keep, clock)
     assert [len(both["auto"]) for both in grid.timed.values()] == timed
     assert kept == list(range(1, len(timed) + 1)), "every cell is kept at once"
     assert clock.order[:4] == ["prepare plain", "prepare auto", "run plain", "run auto"]
@@ -137,7 +144,7 @@ def test_cells_share_the_time_that_there_is(
 def test_cells_that_are_there_are_not_timed_again(clock: Clock) -> None:
     grid = grid_of(2.0, 1.0)
     before = dict(grid.timed)
-    time_grid(plan(1), grid, 100, lambda _: None, lambda _: None, clock)
+    time_grid(plan(1), PROMPTS, grid, 100, lambda _: None, lambda _: None, clock)
     assert clock.order.count("run auto") == 1 and len(grid.timed) == 3
     assert {cell: grid.timed[cell] for cell in before} == before
 
@@ -158,7 +165,7 @@ def test_mistakes_are_one_sentence(admg_batch: Call, tmp_path: Path) -> None:
 @pytest.mark.timeout(400)
 def test_a_grid_of_a_tiny_model(admg_batch: Call, tiny: Path, tmp_path: Path) -> None:
     """Half a minute: `python -m pytest -m slow tests/jobs/test_bench_grid.py`."""
-    rows = [{"prompt": f"def f{i}(x):" * 9} for i in range(4)]
+    rows = [{"prompt": f"def f{i}(x):" * 9} for i in range(6)]
     (tmp_path / "HumanEval.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     words = ["bench", "grid", "--model", tiny, "--data", tmp_path, "--workload", "code"]
     words += ["--batch", 1, "--batch", 2, "--temperature", 0, "--max-tokens", 6, "--threads", 1]
@@ -168,3 +175,11 @@ def test_a_grid_of_a_tiny_model(admg_batch: Call, tiny: Path, tmp_path: Path) ->
     assert all(sum(c["rounds"].values()) > 0 for c in found["cells"])
     again = admg_batch(*words)
     assert last_line(again)["cells"] == found["cells"] and "loading" not in again.stderr
+    # One batch of them: the same prompts, so it is resumed, and the other cell is not shown.
+    words[words.index("--batch") : words.index("--temperature")] = ["--batch", 1]
+    one = last_line(admg_batch(*words))
+    assert one["cells"] == found["cells"][:1]
+    # Other batches leave it cells to time, whatever else the record holds.
+    words[words.index("--batch") + 1] = 3
+    late = admg_batch(*words, "--minutes", 1e-9)
+    assert late.exit_code == 4 and "1 cells are not timed" in late.output

@@ -19,7 +19,7 @@ from jobs.failures import (
 from jobs.options import ExampleCommand
 
 if TYPE_CHECKING:
-    from jobs.bench.grid.run import Grid
+    from jobs.bench.grid.run import Grid, Prompts
     from jobs.bench.runner import Plan
 
 _WIDTH = 130
@@ -109,21 +109,25 @@ def grid(ctx: click.Context, **flags: Any) -> None:
     given = {k: v for k, v in flags.items() if v is not None and v is not False and v != ()}
     chosen = (_QUICK if given.pop("quick", False) else _USUAL) | given
     seconds, record = 60 * chosen.pop("minutes"), chosen.pop("record", None)
-    plan, measured = _prepared(ctx, chosen, record)
+    plan, prompts, measured = _prepared(ctx, chosen, record)
     interrupted = False
     try:
-        _time(plan, measured, seconds, record)
+        _time(plan, prompts, measured, seconds, record)
     except KeyboardInterrupt:
         interrupted = True
-    cells = len(plan.settings.cells)
-    _print(measured, cells)
+    # A record may hold cells that were not asked for.
+    asked = plan.settings.cells
+    left = [cell for cell in asked if cell not in measured.timed]
+    _print(measured.only(asked), len(left))
     if interrupted:
         ctx.exit(EXIT_INTERRUPTED)
-    if len(measured.timed) < cells:
+    if left:
         ctx.exit(EXIT_INCOMPLETE)
 
 
-def _prepared(ctx: click.Context, chosen: dict[str, Any], record: Path | None) -> tuple[Plan, Grid]:
+def _prepared(
+    ctx: click.Context, chosen: dict[str, Any], record: Path | None
+) -> tuple[Plan, Prompts, Grid]:
     """Everything that can be wrong is found before a model is loaded.
 
     Raises:
@@ -131,7 +135,7 @@ def _prepared(ctx: click.Context, chosen: dict[str, Any], record: Path | None) -
     """
     import datetime
 
-    from jobs.bench.grid.run import Grid, prompts_for, resumed
+    from jobs.bench.grid.run import Grid, digests, prompts_by_batch, prompts_for, resumed
     from jobs.bench.machine import commit, machine, versions
     from jobs.bench.runner import check
     from jobs.bench.settings import Settings, usable_cores
@@ -147,10 +151,10 @@ def _prepared(ctx: click.Context, chosen: dict[str, Any], record: Path | None) -
     ):
         chosen[plural] = tuple(dict.fromkeys(chosen.pop(key)))
     threads = chosen.pop("threads", usable_cores())
-    prompts = prompts_for(max(chosen["batches"]))
-    settings = Settings(systems=systems, threads=threads, prompts=prompts, record=record, **chosen)
+    most = prompts_for(max(chosen["batches"]))
+    settings = Settings(systems=systems, threads=threads, prompts=most, record=record, **chosen)
     before = _read(record)
-    plan = check(settings)
+    plan, prompts = check(settings), prompts_by_batch(settings)
     about = {
         "command": command_line(ctx),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -158,11 +162,13 @@ def _prepared(ctx: click.Context, chosen: dict[str, Any], record: Path | None) -
         "versions": versions(plan.model),
         "commit": commit(),
         "max_tokens": settings.max_tokens,
+        "data": None if settings.data is None else str(settings.data),
+        "prompts": digests(prompts),
     }
     grid = Grid(about, name)
     if record is not None and before is not None:
         resumed(grid, before, record)
-    return plan, grid
+    return plan, prompts, grid
 
 
 def _read(record: Path | None) -> Any:
@@ -174,7 +180,9 @@ def _read(record: Path | None) -> Any:
         raise ValueError(f"--record is {record}: it is there and no JSON") from error
 
 
-def _time(plan: Plan, measured: Grid, seconds: float, record: Path | None) -> None:
+def _time(
+    plan: Plan, prompts: Prompts, measured: Grid, seconds: float, record: Path | None
+) -> None:
     from jobs.bench.grid.run import time_grid
     from jobs.bench.process import WorkerError
     from jobs.bench.show import write_record
@@ -184,12 +192,12 @@ def _time(plan: Plan, measured: Grid, seconds: float, record: Path | None) -> No
             write_record(record, grid.to_dict())
 
     try:
-        time_grid(plan, measured, seconds, lambda line: click.echo(line, err=True), keep)
+        time_grid(plan, prompts, measured, seconds, lambda line: click.echo(line, err=True), keep)
     except WorkerError as error:
         raise Failure(str(error), EXIT_INCOMPLETE) from error
 
 
-def _print(measured: Grid, all_cells: int) -> None:
+def _print(measured: Grid, left: int) -> None:
     from rich.console import Console
 
     from jobs.bench.grid.report import (
@@ -204,6 +212,6 @@ def _print(measured: Grid, all_cells: int) -> None:
     cells = ratios_of(measured)
     console.print(grid_table(cells, measured.system))
     console.print(goals_table(cells))
-    for line in sentences(cells, all_cells):
+    for line in sentences(cells, left):
         click.echo(line)
     click.echo(json.dumps(document(measured)))

@@ -85,8 +85,8 @@ def worst(cells: Sequence[CellRatios]) -> CellRatios | None:
     return min((c for c in cells if c.whole), key=lambda c: median(c.whole), default=None)
 
 
-def sentences(cells: Sequence[CellRatios], all_cells: int) -> Iterator[str]:
-    """The worst cell and the means, for people."""
+def sentences(cells: Sequence[CellRatios], left: int) -> Iterator[str]:
+    """The worst cell and the means, for people; `left` cells were not timed."""
     low = worst(cells)
     if low is None:
         yield "no cell was timed"
@@ -99,8 +99,7 @@ def sentences(cells: Sequence[CellRatios], all_cells: int) -> Iterator[str]:
         values = [median(getattr(c, of)) for c in cells if getattr(c, of)]
         if values:
             yield f"mean of {len(values)} cells, {name}: {fmean(values):.2f}"
-    if len(cells) < all_cells:
-        left = all_cells - len(cells)
+    if left:
         yield f"{left} cells are not timed: with --record, the same command goes on there"
 
 

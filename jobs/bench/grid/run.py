@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from jobs.bench.measure import Outcome
 from jobs.bench.process import Worker
-from jobs.bench.runner import Plan, Say, loaded
-from jobs.bench.settings import Cell
+from jobs.bench.runner import Plan, Say, check, loaded
+from jobs.bench.settings import Cell, Settings
 from jobs.bench.systems import PLAIN
-from jobs.bench.workloads import spread
+
+# Token ids by workload and batch.
+Prompts = Mapping[tuple[str, int], list[list[int]]]
 
 # Prompts of a cell: one and a half batches, so that places are refilled, and a few at batch 1.
 _FEWEST = 3
@@ -34,6 +38,11 @@ class Grid:
     system: str
     timed: dict[Cell, dict[str, list[Outcome]]] = field(default_factory=dict)
 
+    def only(self, cells: Iterable[Cell]) -> Grid:
+        """The same with these cells alone, as far as they are timed."""
+        chosen = {cell: self.timed[cell] for cell in cells if cell in self.timed}
+        return Grid(self.about, self.system, chosen)
+
     def to_dict(self) -> dict[str, Any]:
         """As it is recorded; `resumed` reads it."""
         cells = [
@@ -44,8 +53,9 @@ class Grid:
         return {"about": self.about, "system": self.system, "cells": cells}
 
 
-# What must be the same for two runs to be one: all but the moment and the command's words.
-_FREE = ("date", "command", "peaks")
+# What must be the same for two runs to be one: all but the moment and the command's words. Of the
+# prompts' digests, which say what --data held, those that both have.
+_FREE = ("date", "command", "peaks", "data", "prompts")
 
 
 def resumed(grid: Grid, before: Any, place: Path) -> None:
@@ -61,6 +71,10 @@ def resumed(grid: Grid, before: Any, place: Path) -> None:
         if before["system"] != grid.system or about != own:
             differs = sorted(k for k in about.keys() | own.keys() if about.get(k) != own.get(k))
             raise ValueError(f"{wrong} ({', '.join(differs) or 'system'} differ)")
+        held, ours = before["about"]["prompts"], grid.about["prompts"]
+        if other := [name for name in ours if held.get(name, ours[name]) != ours[name]]:
+            raise ValueError(f"{wrong} (the prompts of {', '.join(other)} differ)")
+        grid.about["prompts"] = held | ours
         for entry in before["cells"]:
             cell = Cell(entry["workload"], entry["batch"], entry["temperature"])
             found = entry["outcomes"].items()
@@ -69,8 +83,30 @@ def resumed(grid: Grid, before: Any, place: Path) -> None:
         raise ValueError(wrong) from error
 
 
+def prompts_by_batch(settings: Settings) -> Prompts:
+    """Of each batch and workload; none depends on which other batches there are.
+
+    Raises:
+        ValueError: what `check` refuses.
+    """
+    found = {}
+    for batch in settings.batches:
+        plan = check(replace(settings, batches=(batch,), prompts=prompts_for(batch)))
+        found |= {(name, batch): prompts for name, prompts in plan.prompts.items()}
+    return found
+
+
+def digests(prompts: Prompts) -> dict[str, str]:
+    """What tells other prompts of the same name from these."""
+    return {
+        f"{name}, batch {batch}": sha256(json.dumps(ids).encode()).hexdigest()[:16]
+        for (name, batch), ids in prompts.items()
+    }
+
+
 def time_grid(
     plan: Plan,
+    prompts: Prompts,
     grid: Grid,
     seconds: float,
     say: Say,
@@ -96,7 +132,8 @@ def time_grid(
                 return
             say(f"[{number + 1}/{len(cells)}] {cell}")
             share = clock() + left / (len(cells) - number)
-            grid.timed[cell] = _time_cell(cell, plan, workers, grid.system, share, clock)
+            own = prompts[cell.workload, cell.batch]
+            grid.timed[cell] = _time_cell(cell, own, plan, workers, grid.system, share, clock)
             keep(grid)
 
 
@@ -108,15 +145,15 @@ def _workers(plan: Plan, say: Say) -> Iterator[dict[str, Worker]]:
 
 def _time_cell(
     cell: Cell,
+    prompts: list[list[int]],
     plan: Plan,
     workers: dict[str, Worker],
     system: str,
     until: float,
     clock: Callable[[], float],
 ) -> dict[str, list[Outcome]]:
-    prompts = plan.prompts[cell.workload]
     work = {
-        "prompts": spread(prompts, min(prompts_for(cell.batch), len(prompts))),
+        "prompts": prompts,
         "batch": cell.batch,
         "temperature": cell.temperature,
         "max_tokens": plan.settings.max_tokens,

@@ -1,6 +1,6 @@
 """A task's rows from its data set on the Hugging Face hub, for people with a network.
 
-Revisions are fixed, so that everybody gets the same rows, and of such as hold Parquet files: scripts
+Revisions are fixed commits, so that everybody gets the same rows, and hold Parquet files: scripts
 of others are never run here.
 """
 

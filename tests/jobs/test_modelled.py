@@ -1,4 +1,4 @@
-"""The roofline of a round, against numbers worked out by hand and against what must hold."""
+"""A pass by the roofline, against numbers worked out by hand and against what must hold."""
 
 from __future__ import annotations
 
@@ -12,17 +12,7 @@ from hypothesis import strategies as st
 
 from admg.plan import DraftPlan
 from jobs.devices import GPUS, Device, find_device
-from jobs.modelled import (
-    NOTHING,
-    ModelledRound,
-    Saving,
-    Shape,
-    best_length,
-    expected_tokens,
-    model_pass,
-    model_round,
-    weight_bytes,
-)
+from jobs.modelled import NOTHING, Saving, Shape, model_pass, weight_bytes
 from jobs.sizing import known_model, step_seconds
 
 # Two layers of 8 hidden, 4 query heads on 2 KV heads of 2, 10 wide, 5 words.
@@ -32,20 +22,6 @@ SLOW = Device("slow", bandwidth=100.0, flops=1e9)
 WEAK = Device("weak", bandwidth=1e9, flops=1000.0)
 LLAMA = Shape.of(known_model("Llama-2-13b"))
 H200 = GPUS["H200"]
-
-
-def llama_round(
-    saving: Saving, batch: int, context: int, acceptance: float = 0.9, length: int = 4
-) -> ModelledRound:
-    return model_round(
-        LLAMA,
-        H200,
-        batch=batch,
-        context=context,
-        saving=saving,
-        draft_tokens=length,
-        tokens_per_pass=expected_tokens(acceptance, length),
-    )
 
 
 def test_weights_of_a_shape_by_hand() -> None:
@@ -138,69 +114,6 @@ def test_a_plain_step_costs_what_the_sizing_says() -> None:
         assert found == pytest.approx(seconds, rel=2e-3)
 
 
-@pytest.mark.parametrize(
-    ("dropped", "mlps", "batch", "context", "ratio"),
-    [
-        # Worked out independently beforehand: draft over target for Llama-2-13B on one H200.
-        (20, 0, 1, 1024, 0.83),
-        (20, 0, 32, 1024, 0.66),
-        (24, 0, 64, 2048, 0.48),
-        (30, 0, 64, 1024, 0.41),
-        (24, 10, 1, 1024, 0.63),
-        (24, 10, 64, 1024, 0.48),
-    ],
-)
-def test_known_cost_ratios_of_a_large_model(
-    dropped: int, mlps: int, batch: int, context: int, ratio: float
-) -> None:
-    found = llama_round(Saving(dropped, mlps), batch, context).cost_ratio
-    assert found == pytest.approx(ratio, abs=0.012)
-
-
-def test_known_speedups_of_a_large_model() -> None:
-    def best(saving: Saving, batch: int, acceptance: float) -> float:
-        sizes = {"batch": batch, "context": 1024}
-        return best_length(LLAMA, H200, saving=saving, acceptance=acceptance, **sizes)[1]
-
-    assert best(Saving(20), 1, 0.9) == pytest.approx(1.04, abs=0.02)
-    assert best(Saving(24), 32, 0.95) == pytest.approx(1.33, abs=0.03)
-    assert best(Saving(24, 10), 32, 0.9) == pytest.approx(1.35, abs=0.03)
-
-
-def test_nothing_drafted_is_plain_decoding() -> None:
-    for saving in (NOTHING, Saving(24, 10)):
-        found = model_round(
-            LLAMA, H200, batch=8, context=500, saving=saving, draft_tokens=0, tokens_per_pass=1
-        )
-        assert found.speedup == 1.0
-
-
-def test_a_draft_that_saves_nothing_never_pays() -> None:
-    assert llama_round(NOTHING, 1, 1024, acceptance=1.0).speedup < 1.0
-    # But for lookup, whose drafts cost no pass.
-    free = model_round(
-        LLAMA,
-        H200,
-        batch=1,
-        context=1024,
-        saving=NOTHING,
-        draft_tokens=4,
-        tokens_per_pass=3,
-        draft_passes=0,
-    )
-    assert free.speedup == pytest.approx(3, rel=0.01)
-
-
-def test_the_best_length_is_none_where_drafts_do_not_pay() -> None:
-    sizes = {"batch": 1, "context": 1024, "saving": Saving(4)}
-    assert best_length(LLAMA, H200, acceptance=0.5, **sizes) == (0, 1.0)  # type: ignore[arg-type]
-    length, speedup = best_length(LLAMA, H200, acceptance=0.99, **sizes)  # type: ignore[arg-type]
-    assert (length, speedup) == (0, 1.0) or speedup > 1
-    far, _ = best_length(LLAMA, H200, batch=64, context=2048, saving=Saving(30), acceptance=0.95)
-    near, _ = best_length(LLAMA, H200, batch=64, context=2048, saving=Saving(30), acceptance=0.7)
-    assert far > near > 0
-
-
 @settings(max_examples=60, deadline=None)
 @given(
     dropped=st.integers(0, 38),
@@ -236,35 +149,6 @@ def test_leaving_more_out_never_costs_more(
         assert less.kv_bytes >= 0
 
 
-@settings(max_examples=40, deadline=None)
-@given(
-    context=st.integers(100, 10_000),
-    acceptance=st.floats(0.05, 1.0),
-    length=st.integers(1, 12),
-)
-def test_where_bandwidth_binds_more_context_favours_dropped_attention(
-    context: int, acceptance: float, length: int
-) -> None:
-    near = llama_round(Saving(24), 8, context, acceptance, length)
-    far = llama_round(Saving(24), 8, 2 * context, acceptance, length)
-    # MLPs save nothing that grows with the context: their share of a pass falls.
-    mlps = llama_round(Saving(0, 24), 8, context, acceptance, length)
-    mlps_far = llama_round(Saving(0, 24), 8, 2 * context, acceptance, length)
-    assert far.speedup > near.speedup
-    assert mlps_far.speedup < mlps.speedup
-    assert near.saved_kv_bytes < far.saved_kv_bytes
-    assert near.saved_weight_bytes == far.saved_weight_bytes
-
-
-@given(st.floats(0, 1), st.integers(0, 12))
-def test_expected_tokens_is_the_closed_form(acceptance: float, length: int) -> None:
-    found = expected_tokens(acceptance, length)
-    assert 1 <= found <= length + 1
-    if acceptance < 0.999:
-        closed = (1 - acceptance ** (length + 1)) / (1 - acceptance)
-        assert found == pytest.approx(closed)
-
-
 def test_bytes_of_a_weight_are_those_of_the_engine() -> None:
     import torch
 
@@ -276,23 +160,6 @@ def test_bytes_of_a_weight_are_those_of_the_engine() -> None:
     assert Int8Linear(weight, None).nbytes == weight_bytes("int8") * weight.numel() + 2 * 64
     with pytest.raises(ValueError, match="draft_weights is 'int2'"):
         weight_bytes("int2")
-
-
-@pytest.mark.parametrize(
-    ("draft_tokens", "tokens", "said"),
-    [(-1, 1, "draft_tokens is -1"), (2, 3.5, "tokens_per_pass is 3.5"), (2, 0.5, "between 1 and")],
-)
-def test_impossible_rounds_are_refused(draft_tokens: float, tokens: float, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        model_round(
-            TINY,
-            SLOW,
-            batch=1,
-            context=1,
-            saving=NOTHING,
-            draft_tokens=draft_tokens,
-            tokens_per_pass=tokens,
-        )
 
 
 @pytest.mark.parametrize("saving", [Saving(3), Saving(0, 3), Saving(1, 0, 3)])

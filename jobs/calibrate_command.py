@@ -103,16 +103,19 @@ def admg(ctx: click.Context, drop_count: float | None, output: Path, **flags: An
     """
     from jobs.calibrate import show
     from jobs.calibrate.admg import calibrate as run
+    from jobs.calibrate.admg import check_with
     from jobs.terminal import terminal
 
-    found = run(_inputs(ctx, flags, output, 16), drop_count, _say)
+    inputs = _inputs(ctx, flags, output, 16, check=check_with(drop_count))
+    found = run(inputs, drop_count, _say)
     picture = output.with_suffix(".svg")
     picture.write_text(show.profile_svg(found.profile, found.best.threshold), encoding="utf-8")
     console = terminal()
     console.print(show.profile_table(found))
     console.print(show.levels_table(found))
+    click.echo(show.reported(found))
     click.echo(show.stability(found))
-    _say_if_slower(found.best.speedup)
+    _say_if_slower(found.reported.speedup)
     click.echo(f"Wrote {output} and {picture}.")
 
 
@@ -135,8 +138,8 @@ def draft_verify(
     """Search for a fixed set of attention and MLP sub-layers, as Draft & Verify does.
 
     One half of the prompts is searched on, with one pass of a few tokens for every draft behind a
-    known completion; the best sets are then decoded with on the other half. An interrupted search
-    goes on from the file of its trials beside the plan.
+    known completion; the best sets are then decoded with on the other half, and the best of these
+    is the plan. An interrupted search goes on from the file of its trials beside the plan.
     """
     from jobs.calibrate import show
     from jobs.calibrate.draft_verify import search, storage_of
@@ -153,15 +156,19 @@ def draft_verify(
 
     found = _interruptible(ctx, run, storage_of(output))
     terminal().print(show.sets_table(found))
-    _say_if_slower(found.checked[0].value)
+    click.echo(show.best_of(found))
+    _say_if_slower(found.checked[0].value / found.plain, "clock" if found.measured else "model")
     click.echo(f"Wrote {output}, the best of {found.trials} trials in {storage_of(output)}.")
 
 
-def _inputs(ctx: click.Context, flags: dict[str, Any], output: Path, prompts: int) -> Inputs:
+def _inputs(
+    ctx: click.Context, flags: dict[str, Any], output: Path, prompts: int, **more: Any
+) -> Inputs:
     from jobs.calibrate.inputs import load_inputs
 
     values = dict(flags)
-    values["max_tokens"] = values.get("max_tokens") or _NEW_TOKENS
+    if values.get("max_tokens") is None:
+        values["max_tokens"] = _NEW_TOKENS
     own = {name: values.pop(name, None) for name in ("prompts", "device", "batch", "context")}
     defaults: dict[str, Any] = {"prompts": prompts, "device": "H200", "batch": 16, "context": None}
     chosen = {k: defaults[k] if v is None else v for k, v in own.items()}
@@ -169,7 +176,8 @@ def _inputs(ctx: click.Context, flags: dict[str, Any], output: Path, prompts: in
         if chosen[name] is not None and not chosen[name] >= 1:
             raise ValueError(f"--{name} is {chosen[name]}: it must be at least 1")
     config = values.pop("config", None)
-    return load_inputs(values, config=config, output=output, command=command_line(ctx), **chosen)
+    more |= {"config": config, "output": output, "command": command_line(ctx)}
+    return load_inputs(values, **chosen, **more)
 
 
 def _interruptible(ctx: click.Context, run: Callable[[], Any], kept: Path) -> Any:
@@ -184,10 +192,10 @@ def _interruptible(ctx: click.Context, run: Callable[[], Any], kept: Path) -> An
         ctx.exit(EXIT_INTERRUPTED)
 
 
-def _say_if_slower(speedup: float) -> None:
+def _say_if_slower(speedup: float, judge: str = "model") -> None:
     if speedup <= 1:
         click.echo(
-            "By the model none of these drafts is faster than plain decoding there. It may be "
+            f"By the {judge} none of these drafts is faster than plain decoding there. It may be "
             "with other --draft-tokens, --batch or --context; `run --drafter auto` measures, and "
             "drafts only where that pays."
         )

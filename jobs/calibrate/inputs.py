@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from datetime import date
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from admg.config import DraftConfig
+from admg.draft_rules import ExitRule
 from jobs.calibrate.objective import Objective
 from jobs.calibrate.sample import Sample, take_sample
 from jobs.devices import find_device
@@ -20,6 +22,7 @@ from pipeline.config import RunConfig
 from pipeline.redaction import redacted
 
 if TYPE_CHECKING:
+    from admg.families import ModelConfig
     from jobs.calibrate.workbench import Workbench
 
 _EXIT = ("threshold", "every", "match_decay", "target", "step", "threshold_decay")
@@ -63,6 +66,15 @@ class Inputs:
         return PlanFile(draft=OwnDraftTable(**draft), model=model, made=source)
 
 
+def exit_values(draft: DraftConfig) -> dict[str, Any]:
+    """What a plan says of where drafts end: the threshold, and how it adapts, if of its own."""
+    if draft.exit_threshold is None:
+        return {}
+    own, usual = asdict(draft.exit), asdict(ExitRule())
+    adapts = {f"exit_{name}": value for name, value in own.items() if value != usual[name]}
+    return {"exit_threshold": draft.exit_threshold} | adapts
+
+
 def write_plan(plan: PlanFile, output: Path) -> None:
     """Write a plan file; one that is there is replaced as a whole."""
     aside = output.with_name(f".{output.name}.part")
@@ -80,6 +92,7 @@ def load_inputs(
     batch: int,
     context: float | None,
     command: str,
+    check: Callable[[DraftConfig, ModelConfig], None] = lambda draft, model: None,
 ) -> Inputs:
     """Check everything, then take the sample and load the model.
 
@@ -90,10 +103,12 @@ def load_inputs(
         prompts: how many to take.
         device, batch, context: of the objective; without a context it is the sample's own.
         command: that the user gave.
+        check: raises for what does not fit the model; called before its weights are loaded.
 
     Raises:
         ValueError: a user's mistake, in one sentence.
     """
+    from admg.families import read_model_config
     from jobs.calibrate.workbench import Workbench
     from jobs.dry_run import with_model
     from pipeline.factory import ModelFactory
@@ -105,13 +120,17 @@ def load_inputs(
     given = {k: v for k, v in flags.items() if v is not None} | {"min_tokens": 0}
     # A plan is made here: of the job's own drafting only what a plan leaves as it is counts.
     kept = {name: getattr(job.draft, name) for name in _KEPT}
-    job = job.model_copy(update={"draft": DraftTable(**kept), "row_parameters": None})
+    draft = DraftTable(drafter="admg", **kept)
+    job = job.model_copy(update={"draft": draft, "row_parameters": None})
     settings = run_config(given | {"output": str(output)}, job, config)
     settings = with_model(settings)
     factory = ModelFactory.of(settings)
     sample = take_sample(settings, factory, prompts)
+    folder = str(factory.remote.folder(weights=False)) if factory.remote else factory.path
+    check(settings.engine.draft, read_model_config(folder))
     found = find_device(device, "bfloat16" if settings.dtype == "auto" else settings.dtype)
-    folder = str(factory.remote.folder(weights=True)) if factory.remote else factory.path
+    if factory.remote:
+        folder = str(factory.remote.folder(weights=True))
     bench = Workbench(folder, settings.dtype, batch)
     length = context or sample.mean_prompt + settings.sampling.max_tokens / 2
     objective = Objective(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,12 @@ from pipeline.prompts import PromptEncoder
 from pipeline.source import Source, open_source
 
 _CHUNKS = 8
+T = TypeVar("T")
+
+
+def halves(items: Sequence[T]) -> tuple[list[T], list[T]]:
+    """Every other item, to choose by, and the rest, to report on; a single one is both."""
+    return list(items[::2]), list(items[1::2] or items)
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,8 +39,8 @@ def profile_table(found: Calibrated) -> Table:
     for name in ("lowest", "mean", "highest"):
         table.add_column(name, justify="right")
     table.add_column("dropped by", no_wrap=True)
-    times = Counter(layer for chosen in found.best.chosen for layer in chosen)
-    count = len(found.best.chosen)
+    times = Counter(layer for chosen in found.chosen for layer in chosen)
+    count = len(found.chosen)
     for layer in range(found.profile.num_layers):
         values = found.profile.column(layer)
         share = times[layer] / count
@@ -68,9 +68,30 @@ def levels_table(found: Calibrated) -> Table:
     return table
 
 
+def reported(found: Calibrated) -> str:
+    """What the chosen threshold comes to where it was not chosen, in a sentence."""
+    level = found.reported
+    others = "the same" if level is found.best else "other"
+    return (
+        f"On {len(level.chosen)} {others} prompts: {level.mean_count:.2f} layers dropped, "
+        f"{level.decoded.tokens_per_pass:.2f} tokens per pass, modelled speedup "
+        f"{level.speedup:.3f}."
+    )
+
+
+def best_of(found: Found) -> str:
+    """How the best set's number is to be read, in a sentence."""
+    unit = " tokens per second" if found.measured else ""
+    plain = f" (plain decoding: {found.plain:.3f})" if found.measured else ""
+    return (
+        f"{found.checked[0].value:.3f}{unit}{plain} is the best of {len(found.checked)} by the "
+        "prompts that it was chosen by: others will give a little less."
+    )
+
+
 def stability(found: Calibrated) -> str:
     """How much the choice hangs on the prompt, in a sentence."""
-    chosen = found.best.chosen
+    chosen = found.chosen
     times = Counter(layer for layers in chosen for layer in layers)
     always = sorted(layer for layer, n in times.items() if n == len(chosen))
     sometimes = len(times) - len(always)
@@ -90,7 +111,8 @@ def sets_table(found: Found) -> Table:
     table = Table(title="Best sets, decoded with on prompts that were not searched on")
     table.add_column("attention left out")
     table.add_column("MLPs left out")
-    for name in ("promised", "tokens per pass", "accepted", "modelled speedup", "same text"):
+    value = "tokens per second" if found.measured else "modelled speedup"
+    for name in ("promised", "tokens per pass", "accepted", value, "same text"):
         table.add_column(name, justify="right")
     for checked in found.checked:
         table.add_row(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -15,7 +16,6 @@ from admg.draft_rules import DropRule
 from admg.layer_sets import LayerSet
 from jobs.calibrate.admg import Profile, at, jaccard, threshold_for
 from jobs.calibrate.search import Search, Trial, first_sets
-from jobs.calibrate.searched import searched_set
 from jobs.job_file import JobFile
 from jobs.params import plan_config, run_config
 from pipeline.factory import ModelFactory
@@ -33,9 +33,9 @@ def worth(layers: LayerSet) -> float:
 
 
 def test_the_search_finds_what_is_good() -> None:
-    seen: list[Trial] = []
-    best = searched_set(worth, 6, trials=120, seed=1, on_trial=seen.append)
-    assert best == Trial(GOOD, 2.0) and len(seen) == 120
+    search = Search(None, "", 6, seed=1)
+    seen = list(search.run(120, worth))
+    assert search.best == Trial(GOOD, 2.0) and len(seen) == 120
     assert [t.layers for t in seen[: len(first_sets(6, 1))]] == first_sets(6, 1)
     assert seen[0].layers == LayerSet(())
 
@@ -140,7 +140,9 @@ def test_calibrate_admg_takes_what_models_best(
     made = tomllib.loads((tmp_path / "plan.toml").read_text())["made"]
     rows = [line for line in done.output.splitlines() if " * " in line or line.endswith("*")]
     assert len(rows) == 1
-    assert float(rows[0].split("*")[0].split()[-1]) == pytest.approx(made["value"], abs=0.001)
+    said = re.search(r"On 3 other prompts: .* modelled speedup ([\d.]+)\.\n", done.output)
+    assert said and float(said[1]) == pytest.approx(made["value"], abs=0.001)
+    assert "of 3 prompts that the threshold was not chosen by" in made["notes"]
     assert made["objective"] == "the best modelled speedup on H200, batch 4, context 100000 tokens"
 
 
@@ -159,8 +161,37 @@ def test_calibrate_draft_verify(
     more = admg_batch(*command, "9")
     assert more.exit_code == 0, more.output
     assert "Going on after 8 trials" in more.output and "best of 9 trials" in more.output
-    changed = admg_batch(*command, "9", "--temperature", "0.5")
-    assert changed.exit_code == 2 and "holds a search with other settings" in changed.output
+    assert "it leans high" in values["made"]["notes"] and "the best of 5 by the" in done.output
+    for other in (("--temperature", "0.5"), ("--dtype", "bfloat16")):
+        changed = admg_batch(*command, "9", *other)
+        assert changed.exit_code == 2 and "holds a search with other settings" in changed.output
+
+
+def test_measured_sets_are_checked_by_the_clock(
+    admg_batch: Call, args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from jobs.calibrate.objective import Objective
+
+    monkeypatch.setattr(Objective, "speedup", None)
+    job = tmp_path / "job.toml"
+    job.write_text("[draft]\nexit_every = 2\nexit_step = 0.05\n")
+    command = ["calibrate", "draft-verify", *args, "--objective", "measured", "--trials"]
+    done = admg_batch(*command, "3", "--config", str(job))
+    assert done.exit_code == 0, done.output
+    values = tomllib.loads((tmp_path / "plan.toml").read_text())
+    made = values["made"]
+    assert made["objective"] == "measured tokens per second"
+    assert "value is the measured tokens per second" in made["notes"]
+    said = re.search(r"([\d.]+) tokens per second \(plain decoding: [\d.]+\)", done.output)
+    assert said and float(said[1]) == pytest.approx(made["value"], abs=0.001)
+    # A run by the plan drafts as was measured.
+    assert values["draft"]["exit_every"] == 2 and values["draft"]["exit_step"] == 0.05
+    assert "exit_target" not in values["draft"]
+    for other in (("--batch", "3"), ("--exit-threshold", "0.5")):
+        changed = admg_batch(*command, "3", "--config", str(job), *other)
+        assert changed.exit_code == 2 and "holds a search with other settings" in changed.output
+    changed = admg_batch(*command, "3")
+    assert changed.exit_code == 2 and "'exit_every': 2" in changed.output
 
 
 @pytest.mark.parametrize(
@@ -168,6 +199,7 @@ def test_calibrate_draft_verify(
     [
         (["--trials", "0"], "--trials is 0: it must be at least 1"),
         (["--prompts", "0"], "--prompts is 0: it must be at least 1"),
+        (["--max-tokens", "0"], "--max-tokens is 0: it must be at least 1"),
         (["--device", "H201"], "device is 'H201': it must be here or one of"),
         (["--exit-threshold", "2"], "--exit-threshold is 2.0: it must be 0 to 1"),
         (["--prompt-column", "text"], "has no column 'text'"),
@@ -183,3 +215,14 @@ def test_mistakes_are_found_before_the_model_is_loaded(
     done = admg_batch("calibrate", "draft-verify", *args, *more)
     assert done.exit_code == 2, done.output
     assert said in done.output
+
+
+def test_a_number_of_layers_that_the_model_lacks_is_refused_before_it_is_loaded(
+    admg_batch: Call, args: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from admg.model import Transformer
+
+    monkeypatch.setattr(Transformer, "load", None)
+    done = admg_batch("calibrate", "admg", *args, "--drop-count", "6")
+    assert done.exit_code == 2, done.output
+    assert "--drop-count is 6: it must be 0 to" in done.output

@@ -1,4 +1,4 @@
-"""A search without files: for who compares drafters and has a model and completions at hand."""
+"""What a set of sub-layers is worth, told from known completions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from admg.layer_sets import LayerSet
 from admg.plan import DraftPlan
 from admg.teacher import Taught, Teacher
 from jobs.calibrate.objective import Objective
-from jobs.calibrate.search import Search, Trial
 
 if TYPE_CHECKING:
     from admg.config import DraftConfig
@@ -50,25 +49,3 @@ def worth_of(
         return objective.speedup([plan], taught.draft_tokens, taught.tokens_per_pass)
 
     return worth
-
-
-def searched_set(
-    worth: Callable[[LayerSet], float],
-    num_layers: int,
-    *,
-    trials: int,
-    seed: int,
-    on_trial: Callable[[Trial], None] | None = None,
-) -> Trial:
-    """The best of so many trials, kept in memory alone.
-
-    Args:
-        worth: see `worth_of`.
-        on_trial: called after each trial.
-    """
-    search = Search(None, "", num_layers, seed)
-    for trial in search.run(trials, worth):
-        if on_trial is not None:
-            on_trial(trial)
-    assert search.best is not None
-    return search.best

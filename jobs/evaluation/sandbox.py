@@ -5,11 +5,12 @@ It is executed code that nobody has read. What keeps it from the machine depends
 | | namespaces | limits |
 |---|---|---|
 | processes, threads | none can be started | the same |
-| memory, CPU time, size of a file | limited | the same |
+| memory, CPU time, size of each file | limited | the same |
 | environment, descriptors | none but its own | the same |
 | wall clock | killed, whatever it does | the same |
 | network | a namespace without any | refused by a hook of the interpreter |
 | files | sees Python, libraries, 16 MiB of its own memory | writing refused by that hook |
+| number of files | by those 16 MiB | by no limit, should the hook be got round |
 | other processes | sees none | may see what its user sees |
 
 `namespaces` needs Linux 5.12 and either root or user namespaces. A hook of the interpreter can be

@@ -104,6 +104,30 @@ def test_nothing_is_written_outside(isolation: Isolation, tmp_path: Path) -> Non
     assert not Path("/tmp/admg-batch-hostile").exists()
 
 
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        "import sqlite3; sqlite3.connect({0!r}).execute('create table t (x)')",
+        "import _sqlite3; _sqlite3.connect({0!r}).execute('create table t (x)')",
+        "import dbm; dbm.open({0!r}, 'n')['a'] = 'b'",
+        "import _dbm; _dbm.open({0!r}, 'n')['a'] = 'b'",
+        "import _gdbm; _gdbm.open({0!r}, 'n')['a'] = 'b'",
+        "import readline; readline.write_history_file({0!r})",
+        "import os; os.mkfifo({0!r})",
+        "import os; os.mknod({0!r})",
+        "import posix; posix.mkfifo({0!r})",
+    ],
+)
+def test_the_hook_refuses_files_that_are_opened_in_c(attempt: str, tmp_path: Path) -> None:
+    source = attempt.format(str(tmp_path / "new"))
+    shell = ["sh", "-c", 'exec "$0" -I -S "$1" 3>&1', sys.executable]
+    script = str(Path(sandbox.__file__).with_name("inside.py"))
+    order = json.dumps(["w", True, source])
+    done = subprocess.run([*shell, script], input=order, capture_output=True, text=True)
+    assert json.loads(done.stdout)["status"] == "failed"
+    assert not list(tmp_path.iterdir())
+
+
 def test_files_of_its_own_are_few_and_small() -> None:
     skip_without("namespaces")
     assert ended("open('x', 'w').write('x'); assert open('x').read()", "namespaces") == "passed"

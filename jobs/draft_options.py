@@ -19,8 +19,8 @@ draft_options = [
         DRAFT,
         "--drafter",
         type=click.Choice(get_args(Drafter)),
-        help="Self-speculation, lookup in the text, what pays (auto), or plain decoding.",
-        default=_DEFAULTS.drafter,
+        help="Self-speculation, lookup in the text, what pays (auto), or plain decoding.  "
+        "[default: auto; admg where options say how it drafts]",
     ),
     option(
         DRAFT,

@@ -25,6 +25,11 @@ T = TypeVar("T")
 _LEVELS = ("drop_layers", "similarity_threshold", "drop_quantile", "drop_attention")
 _WINDOWS = ("window_share", "window_threshold")
 _EXIT = tuple(f.name for f in fields(ExitRule))
+# Who says how the model's own drafts are made wants them made.
+_OWN_DRAFTS = (
+    *("plan", *_LEVELS, *_WINDOWS, "drop_mlps", "similarity", "draft_weights", "lookup_tail"),
+    *("remake_after", "remake_every", "exit_threshold", *(f"exit_{name}" for name in _EXIT)),
+)
 # Where a configuration class calls a value otherwise than its option does.
 _OPTION_OF = {
     "column": "prompt_column",
@@ -204,6 +209,8 @@ def _draft(values: _Values) -> DraftConfig:
     keys = _same("drafter", "draft_tokens", "exit_threshold", "similarity", "verification")
     keys |= _same("hole_filling", "remake_after", "remake_every", "draft_weights")
     keys |= _same("lookup_store_tokens", "lookup_tail")
+    if all(values.get(option) in (None, "auto") for option in ("drafter", *_OWN_DRAFTS)):
+        drop["drafter"] = "auto"
     return values.build(DraftConfig, keys, **drop)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import click
 import pytest
 
+from admg.config import DraftConfig, EngineConfig
 from admg.draft_rules import WindowRule
 from jobs.cli import main
 from jobs.job_file import JobFile, option_names, read_job_file
@@ -147,8 +148,10 @@ def test_a_level_on_the_command_line_replaces_the_files(job: Write) -> None:
     assert (drop.count, drop.threshold) == (None, 0.99)
 
 
-def test_nothing_given_means_the_classes_defaults() -> None:
-    assert run_config(GIVEN, JobFile()) == RunConfig(input=("in",), output="out", model="m")
+def test_nothing_given_means_the_classes_defaults_and_the_drafter_that_pays() -> None:
+    engine = EngineConfig(draft=DraftConfig(drafter="auto"))
+    plain = RunConfig(input=("in",), output="out", model="m", engine=engine)
+    assert run_config(GIVEN, JobFile()) == plain
 
 
 @pytest.mark.parametrize(

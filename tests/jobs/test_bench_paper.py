@@ -12,12 +12,16 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from jobs.bench.paper import decoding
-from jobs.bench.paper.numbers import lossless, rows_in
+from admg.request import Completion
+from admg.stats import SequenceStats
+from jobs.bench.paper import decoding, timing
+from jobs.bench.paper.numbers import lossless, rows_in, timed_rows, turn_speed
 from jobs.bench.paper.page import render
 from jobs.bench.paper.plots import plots
 from jobs.bench.paper.record import Record
+from jobs.bench.paper.settings import FULL
 from jobs.cli import main
+from jobs.evaluation.tasks import TASKS as TASKS_KNOWN
 from tests.jobs.paper_data import write_data
 
 Call = Callable[..., Result]
@@ -67,15 +71,90 @@ def test_every_row_of_every_drafter_is_plain_decodings(record: Record) -> None:
     filled = rows_in(record, "main/admg-filled", "xsum", "sampled")
     assert plain is not None and filled is not None
     assert plain.passes == plain.committed and sum(filled.passes) < sum(plain.passes)
-    assert plain.quality == filled.quality and set(plain.quality) == {"ROUGE-2", "ROUGE-L"}
+    assert set(plain.quality) == {"ROUGE-2", "ROUGE-L"} and not filled.quality
+    assert set(plain.ended) | set(filled.ended) <= {"stop", "length"}
 
 
-def test_a_row_that_is_not_plain_decodings_would_be_seen() -> None:
+@pytest.mark.parametrize(
+    ("ids", "ended", "limit", "right"),
+    [
+        ([5, 6, 7, 8], "stop", 4, True),
+        ([5, 6, 7, 8], "stop", 6, True),
+        ([5, 6], "length", 2, True),  # cut where plain decoding goes on
+        ([5, 7], "length", 2, False),
+        ([5, 6], "stop", 2, False),
+        ([5, 6, 7], "stop", 4, False),  # ended early
+        ([5, 6, 7, 8], "length", 4, False),
+        ([5, 6, 7, 8, 9], "length", 5, False),
+    ],
+)
+def test_a_row_that_is_not_plain_decodings_would_be_seen(
+    ids: list[int], ended: Any, limit: int, right: bool
+) -> None:
     plain = decoding.trail([5, 6, 7, 8])
-    assert decoding.same([5, 6, 7, 8], plain, 4) and decoding.same([5, 6], plain, 2)
-    assert not decoding.same([5, 7], plain, 2)
-    assert not decoding.same([5, 6, 7], plain, 4)  # ended early
-    assert not decoding.same([5, 6, 7, 8, 9], plain, 5)
+    done = Completion(0, "", ids, ended, SequenceStats())
+    assert decoding.same(done, plain, "stop", limit) is right
+
+
+def test_quality_is_that_of_whole_texts(record: Record) -> None:
+    assert {n: t.max_tokens for n, t in TASKS_KNOWN.items()} == FULL.whole
+    assert all(FULL.whole[name] >= tokens for name, tokens in FULL.tokens.items())
+    rows = record.cells["main/plain"]["rows"]["xsum/greedy"]
+    rows["ended"] = ["length", "stop"]
+    page = render(record, {})
+    assert "1 of 2 texts were cut at 16 tokens, short of the 64 that the task allows" in page
+    record.about["texts"]["xsum"]["max_tokens"] = 64
+    assert "1 of 2 texts were cut at 64 tokens." in render(record, {})
+
+
+def test_full_batches_are_timed_as_a_whole(
+    base: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches, order = [], []
+    engine, timed = decoding.Decoder.engine, timing.rows_of
+
+    def seen(self: decoding.Decoder, draft: Any, requests: Any) -> Any:
+        made = engine(self, draft, requests)
+        if "/held out/" not in requests[0].key and "/" in requests[0].key:
+            batches.append((made._config.max_num_seqs, len({r.key for r in requests})))
+        return made
+
+    def told(*args: Any, wall: float) -> Any:
+        order.append(wall)
+        return timed(*args, wall=wall)
+
+    monkeypatch.setattr(decoding.Decoder, "engine", seen)
+    monkeypatch.setattr(timing, "rows_of", told)
+    only = ["--only", "timed", "--cells", "timed/xsum/greedy/*", "--repeats", "2"]
+    arguments = [*base, "--output", tmp_path, *only, "--timed-batch", "4"]
+    done = CliRunner().invoke(main, [str(a) for a in arguments])
+    assert done.exit_code == 0, done.output
+    assert set(batches) == {(4, 6)} and len(order) == 10 and min(order) > 0
+    page = (tmp_path / "paper.md").read_text()
+    assert "turns of 6 prompts, 4 decoded together" in page and "whole turns" in page
+    assert "Draft & Verify, its set for this kind of text, xsum, greedy" in page
+    record = Record.read(tmp_path)
+    assert record is not None
+    rows = timed_rows(record, "plain", "xsum", "greedy")
+    assert turn_speed(rows).over.tolist() == [[sum(r.tokens) for r in rows]]
+    assert turn_speed(rows).under.tolist() == [[r.wall for r in rows]]
+
+
+def test_what_was_timed_elsewhere_is_timed_again(record: Record) -> None:
+    names = set(record.cells)
+    assert record.move_to(record.run["machine"]) == []
+    dropped = record.move_to({**record.run["machine"], "threads": 64})
+    assert set(dropped) == {n for n in names if n.startswith(("timed/", "main/auto"))}
+    assert set(record.cells) == names - set(dropped) and record.run["machine"]["threads"] == 64
+
+
+def test_the_controllers_row_tells_nothing_of_what_it_left_out(whole: Path) -> None:
+    text = (whole / "paper.md").read_text()
+    rows = re.findall(r"^\| the controller.*$", text, re.M)
+    counted = [r.split("|")[6:9] for r in rows if len(r.split("|")) == 11]
+    assert counted and all(c == [" - "] * 3 for c in counted)
+    modelled = text.partition("## Speedup, modelled")[2].partition("\n## ")[0]
+    assert "| the controller" not in modelled and "| ADMG, our reading" in modelled
 
 
 def test_the_page_is_what_the_record_says(whole: Path, record: Record) -> None:
@@ -158,6 +237,12 @@ def test_another_run_in_the_folder_is_refused(
     assert result.exit_code == 2
     assert "which holds a run with seed 0 and not 1" in result.stderr
     assert (folder / "paper.json").read_bytes() == before
+    record = Record.read(folder)
+    assert record is not None
+    record.about["model files"]["weights"] = "of another training"
+    record.write(folder)
+    result = admg_batch(*base, "--output", folder)
+    assert result.exit_code == 2 and "which holds a run with model files" in result.stderr
 
 
 def test_the_page_alone(admg_batch: Call, whole: Path, tmp_path: Path) -> None:
@@ -176,8 +261,14 @@ def test_the_page_alone(admg_batch: Call, whole: Path, tmp_path: Path) -> None:
     [
         (["--prompts", 40], "--prompts and --held-out ask for 41 texts of cnn_dailymail"),
         (["--plan", "xsum=nothing.toml"], "nothing.toml"),
-        (["--plan", "xsum=draft-verify:llama-2-13b"], "the model's layers are 0 to 4"),
+        (["--plan", "xsum=draft-verify:llama-2-13b"], "which has 40 layers, and not for"),
         (["--plan", "news=x"], "TASK=PLAN"),
+        (["--plan", "xsum=x", "--only", "control"], "must be main or timed"),
+        (["--trials", 0], "--trials is 0: it must be at least 1"),
+        (["--run-code", "limits"], "left out where no task is humaneval"),
+        (["--cells", "main/nothing*"], "--cells is 'main/nothing*', and no cell has such a name"),
+        (["--only", "timed", "--cells", "main/*"], "--cells is 'main/*', and no cell"),
+        (["--data", __file__], "a file, for 2 tasks: it must be a folder"),
         (["--timed-batch", 0], "--timed-batch is 0: it must be at least 1"),
         (["--seed", -1], "--seed is -1"),
         (["--data", "/nowhere"], "cnn_dailymail"),

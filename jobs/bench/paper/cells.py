@@ -15,7 +15,8 @@ class Cell:
     """What is decoded under one name.
 
     `name` is `section/system`, with `@task` where the drafter was calibrated on that task. The
-    first `prompts` of each task take part, with completions up to `tokens` (None: the task's own).
+    first `prompts` of each task take part, with completions up to `tokens` (None: the task's own
+    for drafters, or its whole texts).
     """
 
     name: str
@@ -24,6 +25,7 @@ class Cell:
     laws: tuple[str, ...]
     prompts: int
     tokens: int | None = None
+    whole: bool = False
 
     @property
     def section(self) -> str:

@@ -148,12 +148,14 @@ def paper(ctx: click.Context, output: str, **flags: Any) -> None:
         threads=flags.pop("threads") or usable_cores(),
         **flags,
     )
-    checked = check(settings)
-    record = open_record(checked, command_line(ctx), restart)
 
     def say(line: str) -> None:
         click.echo(line, err=True)
 
+    checked = check(settings)
+    record = open_record(checked, command_line(ctx), restart, say)
+    if settings.run_code is not None:
+        say(f"Warning: code that the model writes is run here, kept apart by {settings.run_code}.")
     try:
         run(checked, record, say)
     except KeyboardInterrupt:

@@ -15,7 +15,7 @@ from admg.draft_rules import WindowRule
 from admg.engine import Engine
 from admg.kv_arena import SLOT_GRAIN, bytes_per_slot
 from admg.prompt_store import PromptStore
-from admg.request import Completion, Request
+from admg.request import Completion, FinishReason, Request
 from admg.windows import SINKS
 from jobs.bench.memory import available_bytes
 from jobs.bench.paper.cells import Cell
@@ -91,13 +91,18 @@ class Decoder:
         found = []
         for name in cell.tasks:
             task = self.tasks[name]
-            limit = task.max_tokens if cell.tokens is None else min(cell.tokens, task.max_tokens)
+            limit = (
+                task.max_tokens if cell.whole else min(cell.tokens or task.counted, task.counted)
+            )
             for law in cell.laws:
                 params = SamplingParams(
                     max_tokens=limit, seed=self._seed, stop=task.stop, **LAWS[law]
                 )
-                for i, prompt in enumerate(task.prompts[: cell.prompts]):
-                    found.append(Request(prompt, params, key=f"{name}/{law}/{i}"))
+                # More than there are is asked for by full batches that are timed: some stand twice,
+                # as rows of their own.
+                known = len(task.prompts)
+                for i in range(cell.prompts):
+                    found.append(Request(task.prompts[i % known], params, key=f"{name}/{law}/{i}"))
         return found
 
     def held_out(self, task: Task, limit: int) -> list[Request]:
@@ -163,15 +168,21 @@ def trail(ids: Sequence[int]) -> list[int]:
     return found
 
 
-def same(ids: Sequence[int], plain: Sequence[int], limit: int) -> bool:
+def same(completion: Completion, plain: Sequence[int], ended: FinishReason, limit: int) -> bool:
     """Whether a completion of up to `limit` tokens is the beginning of plain decoding's.
 
+    It ends for the same reason, or at the limit where plain decoding's goes on.
+
     Args:
-        ids: the completion.
+        completion: of a drafter.
         plain: the trail of plain decoding, whose limit was as high or higher.
+        ended: why plain decoding's ended.
         limit: `max_tokens` of the completion.
     """
-    return len(ids) == min(len(plain), limit) and trail(ids) == list(plain[: len(ids)])
+    ids = completion.token_ids
+    reason = ended if len(plain) <= limit else "length"
+    whole = len(ids) == min(len(plain), limit) and completion.finish_reason == reason
+    return whole and trail(ids) == list(plain[: len(ids)])
 
 
 def rows_of(
@@ -181,9 +192,14 @@ def rows_of(
     identical: Sequence[bool],
     quality: dict[str, list[float]],
     *,
-    timed: bool = False,
+    wall: float | None = None,
 ) -> Rows:
-    """The columns of the completions of one task under one law; with seconds where `timed`."""
+    """The columns of the completions of one task under one law.
+
+    Args:
+        wall: seconds that they took together, where they were timed.
+    """
+    timed = wall is not None
     stats = [c.stats for c in completions]
     mlps = draft.drop.mlps if draft.sets is None else range(draft.sets.mlps)
     return Rows(
@@ -198,7 +214,9 @@ def rows_of(
         mlps=len(mlps) if draft.self_drafts else 0,
         windowed=[_windowed(c, draft, model) for c in completions],
         identical=list(identical),
+        ended=[c.finish_reason for c in completions],
         quality=quality,
+        wall=wall or 0.0,
         prefill_seconds=[s.prefill_seconds for s in stats if timed],
         decode_seconds=[s.decode_seconds for s in stats if timed],
     )

@@ -25,6 +25,7 @@ from jobs.bench.paper.variants import FIXED_TOKENS
 _KINDS = ("ranked@", "pool@", "swapped@")
 # Distinct sets that ADMG chose most often, and random ones, that are tried as fixed sets.
 _FREQUENT, _DRAWN = 3, 2
+MOST_TRIED = _FREQUENT + _DRAWN
 
 
 def best_fixed(

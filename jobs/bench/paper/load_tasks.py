@@ -42,7 +42,7 @@ def load_tasks(settings: Settings, tokenizer: Any, limit: int) -> dict[str, Task
     found = {}
     for name in settings.tasks:
         rows = load_task(name, data, seed=settings.seed)
-        tokens = settings.sizes.tokens[name]
+        tokens = settings.sizes.whole[name]
         wanted = settings.sizes.prompts + settings.sizes.held_out
         examples, ids = _fitting(rows, form, tokenizer, limit - tokens, wanted)
         first = settings.sizes.prompts
@@ -58,6 +58,7 @@ def load_tasks(settings: Settings, tokenizer: Any, limit: int) -> dict[str, Task
             ids[:first],
             ids[first:],
             tokens,
+            min(tokens, settings.sizes.tokens[name]),
             rows.task.stops(form),
             metrics,
             score,

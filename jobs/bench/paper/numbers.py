@@ -21,6 +21,12 @@ def tasks_of(record: Record) -> list[str]:
     return list(record.about["tasks"])
 
 
+def sets_of(record: Record) -> dict[str, Mapping[str, Any]]:
+    """Draft & Verify's set of each task that has one, and where it comes from."""
+    cells = {task: record.cells.get(f"search/{task}") for task in tasks_of(record)}
+    return {task: cell for task, cell in cells.items() if cell is not None}
+
+
 def rows_in(record: Record, name: str, task: str, law: str) -> Rows | None:
     """What a cell has counted; None where it was not run."""
     cell: Mapping[str, Any] = record.cells.get(name, {})
@@ -116,8 +122,16 @@ def timed_rows(record: Record, system: str, task: str, law: str) -> list[Rows]:
     return found
 
 
+def turn_speed(rows: Sequence[Rows]) -> Counts:
+    """Tokens per second of whole turns, each repeat one; prefills are part of them."""
+    return Counts.of([sum(r.tokens) for r in rows], [r.wall for r in rows])
+
+
 def speed(rows: Sequence[Rows], prefill: bool) -> Counts:
-    """Tokens per second of rows, repeats summed; the first token belongs to the prefill."""
+    """Tokens per second of rows, repeats summed; the first token belongs to the prefill.
+
+    For rows that were decoded alone: where sequences share passes their seconds overlap.
+    """
     over = [sum(r.tokens[i] - (not prefill) for r in rows) for i in range(len(rows[0]))]
     under = [
         sum(r.decode_seconds[i] + prefill * r.prefill_seconds[i] for r in rows)

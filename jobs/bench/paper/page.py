@@ -6,15 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jobs.bench.paper.markdown import table
-from jobs.bench.paper.numbers import both_laws, lossless, tasks_of
+from jobs.bench.paper.numbers import both_laws, lossless, sets_of, tasks_of
 from jobs.bench.paper.page_ablations import ablation_tables
 from jobs.bench.paper.page_controls import answer, control_table, counts_of
-from jobs.bench.paper.page_findings import findings
+from jobs.bench.paper.page_findings import findings, published_size
 from jobs.bench.paper.page_main import (
     compared_table,
     main_table,
     measured_table,
     modelled_table,
+    quality,
     robustness_tables,
 )
 from jobs.bench.paper.page_words import HOLDS, MISSING, MODELLED, READING, ROBUST, SETTING
@@ -41,7 +42,10 @@ def render(record: Record, drawn: dict[str, str]) -> str:
     parts = [*_head(record), *_answer(record, drawn), *_main(record, drawn), *_speed(record)]
     parts += [*_robust(record), *_ablations(record, drawn)]
     parts += ["## Our reading of the two rules", READING]
-    parts += ["## What holds here, what needs 13B", HOLDS]
+    parts += [
+        "## What holds here, and what may not elsewhere",
+        HOLDS.format(model=_smaller(record)),
+    ]
     parts += ["\n".join(f"- {line}" for line in findings(record))]
     parts += ["## What could not be compared, and why", MISSING]
     return "\n\n".join(parts) + "\n"
@@ -74,12 +78,21 @@ def _head(record: Record) -> Iterator[str]:
             str(len(text["lengths"])),
             f"{sum(text['lengths']) / len(text['lengths']):.0f}",
             str(text["max_tokens"]),
+            str(text["counted"]),
             str(len(text["held_out_lengths"])),
             text["source"],
         ]
         for text in about["texts"].values()
     ]
-    head = ["text", "prompts", "mean tokens", "new tokens", "held out", "source"]
+    head = [
+        "text",
+        "prompts",
+        "mean tokens",
+        "new tokens, plain",
+        "new tokens, drafters",
+        "held out",
+        "source",
+    ]
     yield table(head, rows)
     yield SETTING
 
@@ -101,10 +114,18 @@ def _main(record: Record, drawn: dict[str, str]) -> Iterator[str]:
         return
     yield "## Every system on every kind of text"
     yield from _figure("paper-systems", drawn)
+    for task, found in sets_of(record).items():
+        layers, mlps = len(found["attention"]), len(found["mlps"])
+        yield (
+            f"Draft & Verify's set for {task}: {layers} attention layers and {mlps} MLPs, by "
+            f"{found['how']}."
+        )
     for task in tasks_of(record):
         for law in both_laws():
             yield f"### {record.about['texts'][task]['title']}, {law}"
             yield main_table(record, task, law)
+            if (scored := quality(record, task, law)) is not None:
+                yield scored
     for law in both_laws():
         yield f"Against the controls in this setting, tokens per target pass, {law}:"
         yield compared_table(record, law)
@@ -113,11 +134,19 @@ def _main(record: Record, drawn: dict[str, str]) -> Iterator[str]:
 def _speed(record: Record) -> Iterator[str]:
     if (measured := measured_table(record)) is not None:
         yield "## Speedup, measured here"
+        about = record.about
+        batch, prompts, repeats = (about[n] for n in ("timed_batch", "timed", "repeats"))
+        over = f"the {prompts} prompts, repeats summed"
+        if batch > 1:
+            over = f"the {repeats} turns (one has no spread)"
+        again = (
+            "; some prompts stand in a turn more than once" if prompts > about["prompts"] else ""
+        )
         yield (
-            "Tokens per second over plain decoding's in turn, batch "
-            f"{record.about['timed_batch']}, {record.about['timed_dtype']}; intervals by the "
-            f"bootstrap over {record.about['timed']} prompts, {record.about['repeats']} repeats "
-            "summed (one prompt has no spread). Below float32 a near-tie may make a row another."
+            f"Tokens per second over plain decoding's in turn: turns of {prompts} prompts, {batch} "
+            f"decoded together, {about['timed_dtype']}, {repeats} repeats, every other one through "
+            f"the systems backwards{again}. Intervals by the bootstrap over {over}. Below float32 "
+            "a near-tie may make a row another."
         )
         yield measured
     if any(name.startswith("main/") and name != "main/plain" for name in record.cells):
@@ -148,6 +177,13 @@ def _ablations(record: Record, drawn: dict[str, str]) -> Iterator[str]:
         yield f"### {title}"
         yield said
         yield text
+
+
+def _smaller(record: Record) -> str:
+    if published_size(record):
+        return ""
+    layers = record.about["shape"]["num_layers"]
+    return f"This model has {layers} layers: only a run with 13B says what they give there. "
 
 
 def _figure(name: str, drawn: dict[str, str]) -> Iterator[str]:

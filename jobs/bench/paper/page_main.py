@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-from jobs.bench.paper.bootstrap import Counts
 from jobs.bench.paper.markdown import (
     NONE,
     megabytes,
@@ -36,27 +35,29 @@ from jobs.bench.paper.numbers import (
     timed_rows,
     times,
     told,
+    turn_speed,
 )
 from jobs.bench.paper.record import Record
-from jobs.bench.paper.variants import SYSTEMS
+from jobs.bench.paper.variants import CHANGING, SYSTEMS
 from jobs.devices import GPUS
+from jobs.evaluation.tasks import TASKS
 
 _COMPARED = ("best-fixed", "random")
 
 
 def main_table(record: Record, task: str, law: str) -> str:
     """What was counted of every system on one kind of text under one law."""
-    metrics = record.about["texts"][task]["metrics"]
     head = ["system", "tokens per target pass", "minus plain", "accepted", "drafted per pass"]
-    head += ["layers dropped", "weights saved, MB", "KV saved, MB", *metrics, "identical rows"]
+    head += ["layers dropped", "weights saved, MB", "KV saved, MB", "identical rows"]
     plain = system_rows(record, "plain", task, law)
     rows = []
     for system, name in SYSTEMS.items():
         sets = system_rows(record, system, task, law)
         if sets and plain:
-            rows.append(
-                [name, *_counted(record, sets, plain), *_quality(sets, metrics), _same(sets)]
-            )
+            counted = _counted(record, sets, plain)
+            if system in CHANGING:
+                counted[-3:] = [NONE] * 3
+            rows.append([name, *counted, _same(sets)])
     return table(head, rows)
 
 
@@ -68,29 +69,34 @@ def _counted(record: Record, sets: Sets, plain: Sets) -> list[str]:
         return [with_error(told(own)), *[NONE] * 6]
     left = left_out(sets, shape_of(record.about))
     dropped = sum(r.mean_dropped for r in sets) / len(sets)
-    mlps = sets[0].mlps
+    mlps = sum(r.mlps for r in sets) / len(sets)
     return [
         with_error(told(own)),
         signed(apart(own, per_pass(plain))),
         with_error(told(acceptance(sets))),
         number(drafted / max(1, passes), ".1f"),
-        number(dropped, ".1f") + (f" + {mlps} MLPs" if mlps else ""),
+        number(dropped, ".1f") + (f" + {mlps:.3g} MLPs" if mlps else ""),
         f"{megabytes(left.weight_bytes)} ({percent(left.weight_share)})",
         f"{megabytes(left.kv_bytes)} ({percent(left.kv_share)})",
     ]
 
 
-def _quality(sets: Sets, metrics: Sequence[str]) -> list[str]:
-    found = []
-    for metric in metrics:
-        scored = [r for r in sets if metric in r.quality]
-        counts = None
-        if scored:
-            counts = Counts.of(
-                [r.quality[metric] for r in scored], [[1.0] * len(r) for r in scored]
-            )
-        found.append(with_error(None if counts is None else told(counts), ".3f"))
-    return found
+def quality(record: Record, task: str, law: str) -> str | None:
+    """A sentence on plain decoding's texts: their scores, and how many were cut."""
+    text = record.about["texts"][task]
+    rows = rows_in(record, "main/plain", task, law)
+    scores = [m for m in text["metrics"] if rows is not None and m in rows.quality]
+    if rows is None or not scores:
+        return None
+    found = ", ".join(f"{m} {with_error(told(rows.score(m)), '.3f')}" for m in scores)
+    said = (
+        f"Quality of plain decoding's texts, everyone's where rows are identical: {found}; "
+        f"{rows.ended.count('length')} of {len(rows)} texts were cut at {text['max_tokens']} tokens"
+    )
+    usual = TASKS[task].max_tokens
+    if text["max_tokens"] < usual:
+        said += f", short of the {usual} that the task allows: no measure of the model"
+    return f"{said}."
 
 
 def _same(sets: Sets) -> str:
@@ -119,7 +125,7 @@ def modelled_table(record: Record, law: str) -> str:
     for system, name in SYSTEMS.items():
         for task in tasks_of(record):
             sets = system_rows(record, system, task, law)
-            if not sets or system == "plain":
+            if not sets or system == "plain" or system in CHANGING:
                 continue
             found = [
                 with_error(told(modelled(sets, shape, d, b))) for d in devices for b in BATCHES
@@ -130,7 +136,8 @@ def modelled_table(record: Record, law: str) -> str:
 
 def measured_table(record: Record) -> str | None:
     """Speedups by the clock of this run; None where nothing was timed."""
-    head = ["system, text, law", "decoding", "end to end", "plain, tokens/s", "identical rows"]
+    ways = ["decoding", "end to end"] if record.about["timed_batch"] == 1 else ["whole turns"]
+    head = ["system, text, law", *ways, "plain, tokens/s", "identical rows"]
     rows = []
     for system, name in SYSTEMS.items():
         for task in tasks_of(record):
@@ -139,8 +146,12 @@ def measured_table(record: Record) -> str | None:
                 plain = timed_rows(record, "plain", task, law)
                 if not own or system == "plain":
                     continue
-                found = [times(speed(own, whole), speed(plain, whole)) for whole in (False, True)]
-                reached = told(speed(plain, False))
+                alone = len(ways) > 1
+                found = [times(turn_speed(own), turn_speed(plain))]
+                if alone:
+                    both = (False, True)
+                    found = [times(speed(own, whole), speed(plain, whole)) for whole in both]
+                reached = told(speed(plain, False) if alone else turn_speed(plain))
                 rows.append(
                     [
                         f"{name}, {task}, {law}",

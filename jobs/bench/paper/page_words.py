@@ -1,13 +1,15 @@
 """What the page says that is not a number of a run: settings, readings, and what is missing."""
 
 SETTING = """\
-All systems decode the same prompts with the same noise (shared-noise verification), so a row's
-text is plain decoding's whatever drafts it, and the quality of all systems is that of the model.
-± is the standard error, intervals are 95 %, both by the bootstrap over prompts; differences are
+All systems decode the same prompts with the same noise (shared-noise verification), so a row's text
+is plain decoding's whatever drafts it, and the quality of all systems is that of the model. ± is
+the standard error, intervals are 95 %, both by the bootstrap over prompts; differences are
 resampled in pairs. Where a system is several random sets, these are resampled too. Tokens per
 target pass count recovered and bonus tokens and leave the prefill out. What a draft pass saves is
 in bytes of bf16 for one sequence. The controller's choices go by measured time, so its row depends
-on the machine and on how many sequences were counted together. Random sets are drawn anew for each
+on the machine and on how many sequences were counted together; it changes how it drafts while it
+goes, so that what it left out is not told. Where drafters decode fewer tokens than plain decoding
+(the table above), their rows are compared with its beginning. Random sets are drawn anew for each
 prompt; the best fixed set in hindsight is chosen on the very prompts that it is judged on (in the
 controls for each law, in the main tables for both), so it is more than a fixed set can be expected
 to give."""
@@ -16,8 +18,9 @@ MODELLED = """\
 Computed, not measured: a roofline of bandwidth and operations (`jobs/modelled.py` has the formula),
 bf16, each row as one of a batch of sequences like it, at its own context. In a batch a layer's
 weights are saved only where all sequences drop it, so that per-input sets save less than one set
-for all. A small model on a fast GPU is bound by launches, which the roofline does not know. "here"
-is this machine by its measured peaks."""
+for all. The controller is left out, for it changes how it drafts. A small model on a fast GPU is
+bound by launches, which the roofline does not know. "here" is this machine by its measured
+peaks."""
 
 ROBUST = """\
 Tokens per target pass; off the diagonal also the difference to what was calibrated on that text. In
@@ -36,15 +39,14 @@ MISSING = """\
 - The paper's own numbers: its result tables and the drafting thresholds were not available, so
   nothing here is set beside them. Speedups published for Draft & Verify and SWIFT come from loops
   bound by kernel launches at batch 1, which this engine is not.
-- Llama-2-13B, -Chat and CodeLlama-13B: the same command with `--model` runs them; here it was run
-  on the model that is named above.
+- Models other than the one that is named above: the same command with `--model` runs Llama-2-13B,
+  -Chat and CodeLlama-13B, which the paper used.
 - SWIFT itself: what is compared is its idea, a set searched for while serving, by our own search
   and without its token tree. Its rows depend on the order of the prompts.
 - XSum's own documents, where the source above names others in their place."""
 
 HOLDS = """\
-Losslessness does not depend on a model's size; nearly all else may. Published sets drop 22 to 24
-of the 40 attention layers of 13B models (and 10 to 12 MLPs), and what dropping attention saves
-depends on how many keys and values there are to read: only a run with such a model says what it
-gives there. Of this run, in tokens per target pass (greedy, all texts; differences with their 95 %
-intervals):"""
+Losslessness does not depend on a model's size; nearly all else may. Published sets drop 22 to 24 of
+the 40 attention layers of 13B models (and 10 to 12 MLPs), and what dropping attention saves depends
+on how many keys and values there are to read. {model}Of this run, in tokens per target pass
+(greedy, all texts; differences with their 95 % intervals):"""

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 NAME = "paper.json"
-FORMAT = 1
+FORMAT = 2
+# The controller chooses by measured time.
+_BY_THE_CLOCK = ("timed/", "main/auto")
 
 
 class Record:
@@ -60,6 +62,18 @@ class Record:
                     f"--output is {place}, which holds a run with {name} {_short(mine)} and not "
                     f"{_short(other)}: it must be another folder, or --restart given"
                 )
+
+    def move_to(self, machine: Mapping[str, Any]) -> list[str]:
+        """Drop what was measured by the clock of another machine; the names of those cells."""
+        here = json.loads(json.dumps(machine))
+        if self.run["machine"] == here:
+            return []
+        self.run["machine"] = here
+        self.run.pop("device", None)
+        dropped = [name for name in self.cells if name.startswith(_BY_THE_CLOCK)]
+        for name in dropped:
+            del self.cells[name]
+        return dropped
 
     def write(self, folder: Path) -> None:
         """Whole or not at all; a line for each cell."""

@@ -22,7 +22,8 @@ class Rows:
     itself drafted. `dropped` are the attention layers that its drafts left out in the end,
     `windowed` the (layer, KV head) units that they limited, `mlps` the MLPs left out, the same
     number in every row. `identical` says whether the tokens are those of plain decoding, as far as
-    the row goes. Seconds are only told where a cell was timed.
+    the row goes, and `ended` why it ended. Seconds are only told where a cell was timed: `wall`
+    those of all rows together.
     """
 
     prompt: list[int]
@@ -36,6 +37,8 @@ class Rows:
     windowed: list[float]
     identical: list[bool]
     mlps: int = 0
+    wall: float = 0.0
+    ended: list[str] = field(default_factory=list)
     quality: dict[str, list[float]] = field(default_factory=dict)
     prefill_seconds: list[float] = field(default_factory=list)
     decode_seconds: list[float] = field(default_factory=list)
@@ -46,7 +49,7 @@ class Rows:
     def to_dict(self) -> dict[str, Any]:
         """Fit for JSON; what is empty is left out."""
         own = {f.name for f in fields(self) if f.default is not MISSING}
-        optional = {"quality", "prefill_seconds", "decode_seconds", *own}
+        optional = {"quality", "ended", "prefill_seconds", "decode_seconds", *own}
         return {
             key: _rounded(value)
             for key, value in asdict(self).items()
@@ -67,11 +70,6 @@ class Rows:
     def acceptance(self) -> Counts:
         """Accepted over drafted."""
         return Counts.of(self.accepted, self.drafted)
-
-    @property
-    def drafted_per_pass(self) -> float:
-        """Draft tokens of a round."""
-        return sum(self.drafted) / max(1, sum(self.passes))
 
     @property
     def mean_dropped(self) -> float:

@@ -16,6 +16,7 @@ from jobs.bench.paper.ablations import ablation_cells, means_of
 from jobs.bench.paper.calibration import level_for, ranked_set
 from jobs.bench.paper.cells import Cell, described
 from jobs.bench.paper.decoding import Decoder, rows_of, same, trail
+from jobs.bench.paper.expected import known_cells
 from jobs.bench.paper.hindsight import best_fixed, judge_of, pool_of, swapped
 from jobs.bench.paper.progress import Progress
 from jobs.bench.paper.record import Record
@@ -74,21 +75,8 @@ class Counting:
 
     def _expect(self) -> None:
         """Tell how much is ahead: the cells of all stages, whatever will be found on the way."""
-        settings, tasks = self._settings, self._settings.tasks
-        nothing = {task: variants.fixed_set(()) for task in tasks}
-        levels = settings.sizes.levels
-        counts = [variants.wanted_layers(share, self._layers) for share in levels]
-        ranked: dict[str, dict[int, tuple[int, ...]]]
-        ranked = {task: dict.fromkeys(counts, ()) for task in tasks}
-        alike = {kind: [[0.9] * self._layers] for kind in means_of(settings)}
-        cells = [
-            variants.plain_cell(settings),
-            *variants.main_cells(settings, self._layers, nothing, dict.fromkeys(tasks, 0.9)),
-            *variants.control_cells(settings, self._layers, ranked),
-            *variants.best_fixed_cells(settings, nothing),
-            *ablation_cells(settings, self._layers, 1000.0, alike),
-        ]
-        self._announce(cells)
+        settings = self._settings
+        self._announce(known_cells(settings, self._layers))
         for name, task, _ in timed_cells(settings, self._record):
             self._progress.expect(name, timed_work(settings, self._decoder.tasks[task]))
 
@@ -139,7 +127,7 @@ class Counting:
 
     def _find_set(self, task: str) -> None:
         name = f"search/{task}"
-        if name in self._record.cells or "main" not in self._settings.sections:
+        if name in self._record.cells or not self._settings.searches:
             return
         self._progress.begin(name)
         self._store(name, self._search(self._decoder.tasks[task]))
@@ -223,15 +211,15 @@ class Counting:
             for law in cell.laws:
                 place = f"{task}/{law}"
                 mine = [(r, done[r.key]) for r in requests if r.key.startswith(f"{place}/")]
-                ids = [c.token_ids for _, c in mine]
-                plain = [trail(i) for i in ids]
-                if cell.name == _PLAIN:
-                    trails[place] = plain
+                if cell.whole:
+                    trails[place] = [trail(c.token_ids) for _, c in mine]
+                    plain, ended = trails[place], [c.finish_reason for _, c in mine]
                 else:
-                    plain = self._record.cells[_PLAIN]["trails"][place]
+                    known = self._record.cells[_PLAIN]
+                    plain, ended = known["trails"][place], known["rows"][place]["ended"]
                 identical = [
-                    same(i, p, r.sampling.max_tokens)
-                    for i, p, (r, _) in zip(ids, plain, mine, strict=False)
+                    same(c, p, e, r.sampling.max_tokens)
+                    for (r, c), p, e in zip(mine, plain, ended, strict=False)
                 ]
                 scores = self._scores(cell, task, [c.text or "" for _, c in mine])
                 rows[place] = rows_of(
@@ -241,8 +229,8 @@ class Counting:
         self._store(cell.name, value | ({"trails": trails} if trails else {}))
 
     def _scores(self, cell: Cell, task: str, texts: Sequence[str]) -> dict[str, list[float]]:
-        """Where completions are whole."""
-        if cell.tokens is not None:
+        """Of whole texts: those of plain decoding, which drafters do not change."""
+        if not cell.whole:
             return {}
         return self._decoder.tasks[task].score(texts)
 

@@ -20,7 +20,7 @@ from jobs.calibrate.objective import Objective
 from jobs.calibrate.search import Search
 from jobs.devices import GPUS
 from jobs.modelled import Shape
-from jobs.plan_file import read_plan
+from jobs.plan_file import is_file, read_plan
 
 _DEVICE = "A100-80G"
 Find = Callable[[Task], Mapping[str, Any]]
@@ -47,7 +47,8 @@ def planned(name: str) -> dict[str, Any]:
     attention, mlps = values.get("drop_attention"), values.get("drop_mlps", [])
     if attention is None:
         raise ValueError(f"--plan {name} has no drop_attention: it must be a fixed set")
-    return {"attention": list(attention), "mlps": list(mlps), "how": f"plan {name}"}
+    known = Path(name).name if is_file(name) else name
+    return {"attention": list(attention), "mlps": list(mlps), "how": f"the plan {known}"}
 
 
 def searched(settings: Settings, decoder: Decoder, task: Task) -> dict[str, Any]:
@@ -82,7 +83,7 @@ def searched(settings: Settings, decoder: Decoder, task: Task) -> dict[str, Any]
     return {
         "attention": list(best.layers.attention),
         "mlps": list(best.layers.mlps),
-        "how": f"{settings.sizes.trials} trials, {objective}",
+        "how": f"a search of {settings.sizes.trials} trials, {objective}",
         "promised": round(best.value, 4),
     }
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from jobs.evaluation.tasks import TASKS
+
 # The laws of the published comparison: greedy, and for code T = 0.6 with top-p 0.95.
 LAWS: dict[str, dict[str, float]] = {
     "greedy": {"temperature": 0.0},
@@ -20,7 +22,8 @@ class Sizes:
 
     `prompts` of each task are decoded by every system, of which `ablated` by every ablation and
     `timed` with a clock, `repeats` times. `held_out` others are what drafters are calibrated on.
-    Completions have `tokens` by task, in controls and ablations up to `short`. `random_sets` stand
+    Plain decoding's completions, whose quality is scored, have up to `whole` tokens by task, those
+    of drafters up to `tokens`, in controls and ablations up to `short`. `random_sets` stand
     for choosing at random, `trials` sets are tried by Draft & Verify's search for each task, and
     `swaps` of a layer to make the best fixed set better.
     `levels` are the shares of the attention layers that controls drop.
@@ -31,6 +34,9 @@ class Sizes:
     ablated: int = 4
     timed: int = 3
     repeats: int = 2
+    whole: dict[str, int] = field(
+        default_factory=lambda: {name: task.max_tokens for name, task in TASKS.items()}
+    )
     tokens: dict[str, int] = field(
         default_factory=lambda: {"cnn_dailymail": 64, "xsum": 32, "humaneval": 128}
     )
@@ -49,6 +55,7 @@ QUICK = Sizes(
     ablated=1,
     timed=1,
     repeats=1,
+    whole={"cnn_dailymail": 24, "xsum": 16, "humaneval": 48},
     tokens={"cnn_dailymail": 24, "xsum": 16, "humaneval": 48},
     short=16,
     random_sets=2,
@@ -93,14 +100,31 @@ class Settings:
             value = getattr(self, name)
             flag = f"--{name.replace('_', '-')}"
             _check(f"{flag} is {value}", value >= 1, "at least 1")
-        for name in ("prompts", "held_out", "ablated", "timed", "repeats", "short"):
+        for name in ("prompts", "held_out", "ablated", "timed", "repeats", "short", "trials"):
             value = getattr(self.sizes, name)
             _check(f"--{name.replace('_', '-')} is {value}", value >= 1, "at least 1")
         _check(f"--seed is {self.seed}", 0 <= self.seed < 2**31, "0 to 2147483647")
         wrong = sorted(set(self.plans) - set(self.tasks))
         _check(f"--plan is for {', '.join(wrong)}", not wrong, f"for {', '.join(self.tasks)}")
+        needed = not self.plans or self.searches
+        _check(f"--plan is given for --only {', '.join(self.sections)}", needed, "main or timed")
+        tested = self.run_code is None or "humaneval" in self.tasks
+        _check(f"--run-code is {self.run_code}", tested, "left out where no task is humaneval")
+        if self.data is not None and self.data.is_file():
+            said = f"--data is {self.data}, a file, for {len(self.tasks)} tasks"
+            _check(said, len(self.tasks) == 1, "a folder, or for one --task")
         if self.output.exists():
             _check(f"--output is {self.output}", self.output.is_dir(), "a folder")
+
+    @property
+    def searches(self) -> bool:
+        """Whether Draft & Verify's sets are needed."""
+        return bool({"main", "timed"} & set(self.sections))
+
+    @property
+    def timed_prompts(self) -> int:
+        """Prompts of one turn: so many that a full batch is followed by another."""
+        return max(3, self.sizes.timed, -(-3 * self.timed_batch // 2))
 
     def about(self) -> dict[str, Any]:
         """What the numbers of a cell depend on, but for the model and the prompts themselves."""
@@ -117,8 +141,9 @@ class Settings:
             "prompts": s.prompts,
             "held_out": s.held_out,
             "ablated": s.ablated,
-            "timed": s.timed,
+            "timed": self.timed_prompts,
             "repeats": s.repeats,
+            "whole": {task: s.whole[task] for task in self.tasks},
             "tokens": {task: s.tokens[task] for task in self.tasks},
             "short": s.short,
             "random_sets": s.random_sets,

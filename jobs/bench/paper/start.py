@@ -45,17 +45,21 @@ def check(settings: Settings) -> Checked:
     from admg.config import DraftConfig
     from admg.llm import check_checkpoint
     from admg.plan import check_layers
+    from jobs.bench.paper.expected import check_patterns
     from jobs.bench.paper.load_tasks import load_tasks
     from jobs.bench.paper.searching import planned
     from jobs.bench.paper.variants import fixed_set
     from jobs.bench.runner import model_path
+    from jobs.plan_file import check_model
 
     path = model_path(settings.model)
     config = check_checkpoint(path)
     if config.num_layers < 4:
         raise ValueError(f"--model has {config.num_layers} layers: it must have at least 4")
+    check_patterns(settings, config.num_layers)
     for plan in settings.plans.values():
         found = planned(plan)
+        check_model(plan, path)
         check_layers(
             DraftConfig(drop=fixed_set(found["attention"], found["mlps"])), config.num_layers
         )
@@ -95,29 +99,49 @@ def run(checked: Checked, record: Record, say: Say) -> None:
         say(f"results: {write_page(settings.output, record)}")
 
 
-def open_record(checked: Checked, command: str, restart: bool) -> Record:
+def open_record(checked: Checked, command: str, restart: bool, say: Say) -> Record:
     """The record to go on with, or a new one.
+
+    What was timed on another machine, or with other threads, is dropped.
 
     Raises:
         ValueError: the folder holds another run.
     """
     settings = checked.settings
-    about = {
-        "model": Path(checked.path).name,
-        "shape": {k: v for k, v in asdict(checked.config).items() if k not in ("rope",)},
-        "texts": {name: task.about() for name, task in checked.tasks.items()},
-        **settings.about(),
-    }
+    about = _about(checked)
+    where = machine(settings.threads, settings.dtype)
     found = None if restart else Record.read(settings.output)
     if found is not None:
         found.check_same(about, settings.output)
+        dropped = found.move_to(where)
+        if dropped:
+            say(f"{len(dropped)} cells depend on the clock of another machine: measured again")
         found.run.setdefault("continued", []).append({"at": _now(), "commit": commit()})
         return found
     for trials in settings.output.glob(".paper-*.trials"):
         trials.unlink()
-    where = machine(settings.threads, settings.dtype)
     said = {"started": _now(), "command": command, "machine": where, "commit": commit()}
     return Record(about, {**said, "versions": versions(checked.path)})
+
+
+def _about(checked: Checked) -> dict[str, Any]:
+    """All that counts depend on; the machine is kept apart, for only the clock hangs on it."""
+    import torch
+
+    from jobs.bench.paper.searching import planned
+    from pipeline.fingerprint import model_identity
+
+    settings = checked.settings
+    cuda = torch.cuda.is_available()
+    return {
+        "model": Path(checked.path).name,
+        "model files": model_identity(checked.path),
+        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "shape": {k: v for k, v in asdict(checked.config).items() if k not in ("rope",)},
+        "texts": {name: task.about() for name, task in checked.tasks.items()},
+        **settings.about(),
+        "plans": {task: planned(plan) for task, plan in settings.plans.items()},
+    }
 
 
 def _count(

@@ -1,17 +1,20 @@
 """The one column that needs a clock: plain decoding and drafters in turn, on the same prompts.
 
 Prompts are prefilled each time, for that is part of what a user waits for. The turns of one repeat
-are next to each other, so that a machine that slows down slows all systems.
+are next to each other, so that a machine that slows down slows all systems; every other repeat goes
+through the systems backwards. Where sequences share passes a turn is timed as a whole: the seconds
+of single rows overlap.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from admg.config import DraftConfig
 from admg.engine import Engine
-from admg.request import Request
+from admg.request import Completion, Request
 from jobs.bench.paper.cells import Cell
 from jobs.bench.paper.decoding import Decoder, done_by_key, rows_of, same, trail
 from jobs.bench.paper.progress import Progress
@@ -46,15 +49,17 @@ def time_all(
     engines: dict[str, Engine] = {}
     place = ""
     for name, task, law in cells:
-        cell = Cell(name, PLAIN, (task,), (law,), settings.sizes.timed)
+        cell = Cell(name, PLAIN, (task,), (law,), settings.timed_prompts)
         requests = decoder.requests(cell)
         progress.begin(name)
         if place != f"{task}/{law}":
             place = f"{task}/{law}"
             engines = {
-                system: _warm(decoder, draft, requests) for system, draft in drafts(task).items()
+                system: _warm(decoder, draft, requests, settings.timed_batch)
+                for system, draft in drafts(task).items()
             }
-        rows = _turn(decoder, engines, dict(drafts(task)), requests)
+        backwards = int(name.rpartition("/")[2]) % 2 == 1
+        rows = _turn(decoder, engines, dict(drafts(task)), requests, backwards)
         seconds = progress.end(name)
         record.cells[name] = {"rows": rows, "seconds": round(seconds, 2)}
         keep()
@@ -62,27 +67,32 @@ def time_all(
 
 def timed_cells(settings: Settings, record: Record) -> list[tuple[str, str, str]]:
     """Name, task and law of each cell that was asked for and is not there."""
-    every = [
-        (f"timed/{task}/{law}/{repeat}", task, law)
-        for task in settings.tasks
-        for law in LAWS
-        for repeat in range(settings.sizes.repeats)
-    ]
+    every = timed_names(settings)
     asked = (settings.sections, settings.cells)
     return [
         c for c in every if Cell(c[0], PLAIN, (), (), 0).wanted(*asked) and c[0] not in record.cells
     ]
 
 
+def timed_names(settings: Settings) -> list[tuple[str, str, str]]:
+    """Name, task and law of every cell."""
+    return [
+        (f"timed/{task}/{law}/{repeat}", task, law)
+        for task in settings.tasks
+        for law in LAWS
+        for repeat in range(settings.sizes.repeats)
+    ]
+
+
 def timed_work(settings: Settings, task: Task) -> float:
     """A cell's work, in tokens of what is counted: systems in turn, few sequences at a time."""
-    return _WORTH * settings.sizes.timed * task.max_tokens
+    return _WORTH * settings.timed_prompts * task.counted
 
 
-def _warm(decoder: Decoder, draft: DraftConfig, requests: list[Request]) -> Engine:
+def _warm(decoder: Decoder, draft: DraftConfig, requests: list[Request], batch: int) -> Engine:
     """An engine whose warm-up and first passes are behind it."""
     engine = decoder.engine(draft, requests)
-    done_by_key(engine, requests[:1])
+    done_by_key(engine, requests[:batch])
     return engine
 
 
@@ -91,19 +101,25 @@ def _turn(
     engines: Mapping[str, Engine],
     drafts: Mapping[str, DraftConfig],
     requests: list[Request],
+    backwards: bool,
 ) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    plain: list[list[int]] = []
-    for system, engine in engines.items():
+    """The rows of each system, in the order of `drafts`, plain decoding first."""
+    ended: dict[str, list[Completion]] = {}
+    wall = {}
+    for system in sorted(engines, key=list(drafts).index, reverse=backwards):
         synchronize()
-        done = done_by_key(engine, requests)
+        start = time.perf_counter()
+        done = done_by_key(engines[system], requests)
         synchronize()
-        completions = [done[r.key] for r in requests]
-        ids = [c.token_ids for c in completions]
-        plain = plain or [trail(i) for i in ids]
+        wall[system] = time.perf_counter() - start
+        ended[system] = [done[r.key] for r in requests]
+    plain = [(trail(c.token_ids), c.finish_reason) for c in ended[next(iter(drafts))]]
+    found = {}
+    for system, draft in drafts.items():
         identical = [
-            same(i, p, r.sampling.max_tokens) for i, p, r in zip(ids, plain, requests, strict=True)
+            same(c, *p, r.sampling.max_tokens)
+            for c, p, r in zip(ended[system], plain, requests, strict=True)
         ]
-        rows = rows_of(completions, drafts[system], decoder.model, identical, {}, timed=True)
+        rows = rows_of(ended[system], draft, decoder.model, identical, {}, wall=wall[system])
         found[system] = rows.to_dict()
     return found

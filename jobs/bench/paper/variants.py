@@ -20,6 +20,8 @@ from jobs.bench.paper.settings import LAWS, Settings
 EXIT, LONGEST = 0.6, 12
 # Of the controls and ablations.
 FIXED_TOKENS = 4
+# Chooses among drafters round by round: what a row left out in the end is not what it left out.
+CHANGING = ("auto",)
 # Shares of the attention layers that ADMG's thresholds are calibrated to drop.
 SHARE = 0.25
 # MLPs to attention layers in the published sets for Llama-2-13B: 10 to 24.
@@ -35,8 +37,8 @@ _FIXED: dict[str, Any] = {"draft_tokens": FIXED_TOKENS, "hole_filling": False}
 
 SYSTEMS = {
     "plain": "plain decoding",
-    "draft-verify": "Draft & Verify, searched on the same kind of text",
-    "draft-verify-other": "Draft & Verify, searched on other text",
+    "draft-verify": "Draft & Verify, its set for this kind of text",
+    "draft-verify-other": "Draft & Verify, its sets for other text",
     "swift": "SWIFT-like, searched while decoding (depends on the order)",
     "random": "random sets of equal size",
     "best-fixed": "best fixed set in hindsight",
@@ -59,7 +61,9 @@ def fixed_set(attention: Sequence[int], mlps: Sequence[int] = ()) -> DropRule:
 
 def plain_cell(settings: Settings) -> Cell:
     """Plain decoding: what everything else is compared with."""
-    return Cell("main/plain", PLAIN, settings.tasks, tuple(LAWS), settings.sizes.prompts)
+    return Cell(
+        "main/plain", PLAIN, settings.tasks, tuple(LAWS), settings.sizes.prompts, whole=True
+    )
 
 
 def main_cells(

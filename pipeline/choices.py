@@ -22,14 +22,24 @@ from pipeline.storage import STATE, Store
 CHOICES = f"{STATE}/choices.json"
 
 
-def write_choices(store: Store, choices: Mapping[str, Explanation]) -> None:
-    """Keep what actors have told, by their names; nothing where none had a choice."""
-    if not choices:
-        return
-    actors = [{"actor": name, **asdict(choices[name])} for name in sorted(choices)]
-    content = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "actors": actors}
-    with suppress(PipelineError, OSError, pa.ArrowException):
-        store.write(CHOICES, json.dumps(content, indent=1).encode() + b"\n")
+class Choices:
+    """Those of a run that decodes; what an earlier run has left is not this one's, and goes."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._told: dict[str, Explanation] = {}
+        with suppress(PipelineError, OSError, pa.ArrowException):
+            store.delete(CHOICES)
+
+    def keep(self, told: Mapping[str, Explanation]) -> None:
+        """What actors have told by their names, beside what others told before them."""
+        self._told |= told
+        if not self._told:
+            return
+        actors = [{"actor": name, **asdict(self._told[name])} for name in sorted(self._told)]
+        content = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "actors": actors}
+        with suppress(PipelineError, OSError, pa.ArrowException):
+            self._store.write(CHOICES, json.dumps(content, indent=1).encode() + b"\n")
 
 
 def read_choices(store: Store) -> list[dict[str, Any]]:

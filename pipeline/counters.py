@@ -89,9 +89,15 @@ class Reading:
 
 
 class Board:
-    """The latest counters of every actor, by name. Lives in a Ray actor."""
+    """The latest counters of every actor, by name. Lives in a Ray actor.
 
-    def __init__(self) -> None:
+    Args:
+        actors: that decode, or are to.
+    """
+
+    def __init__(self, actors: int = 1) -> None:
+        self._actors = actors
+        self._lost: set[str] = set()
         self._counters: dict[str, Counters] = {}
         self._heard: dict[str, float] = {}
         self._explanations: dict[str, Explanation] = {}
@@ -103,7 +109,17 @@ class Board:
         if not self._counters:
             self._first = now
         self._counters[name] = counters
-        self._heard[name.split("/")[0]] = now
+        actor = name.split("/")[0]
+        self._heard[actor] = now
+        self._lost.discard(actor)
+
+    def lose(self, actor: str) -> None:
+        """Note that an actor finds no GPU where it was given one."""
+        self._lost.add(actor)
+
+    def others_left(self) -> bool:
+        """Whether there are actors that have a GPU, or may still find theirs."""
+        return len(self._lost) < self._actors
 
     def explain(self, name: str, explanation: Explanation) -> None:
         """Replace what this process said of its choices."""

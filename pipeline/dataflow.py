@@ -12,7 +12,7 @@ from ray.data import ActorPoolStrategy, Dataset
 
 from pipeline.audit import Audit
 from pipeline.blocks import measured_speed
-from pipeline.choices import write_choices
+from pipeline.choices import Choices
 from pipeline.chunks import Chunk
 from pipeline.cluster import Cluster, connected, data_context
 from pipeline.counters import Board
@@ -58,11 +58,12 @@ def decode(
         PipelineError: a model does not load, or a task failed for good; what is committed stays.
     """
     rows, measured = sum(chunk.rows for chunk in chunks), measured_speed(job.store)
+    choices = Choices(job.store)
     with connected(job.config.actors) as cluster:
         launched = 1
         while True:
             layout = layout_of(job.config, rows, cluster, launched > 1, measured)
-            board = ToBoard(ray.remote(num_cpus=0)(Board).remote())
+            board = ToBoard(ray.remote(num_cpus=0)(Board).remote(layout.actors))
             safety = _safety(job, ledger, board)
             try:
                 before = tracker.decoding_seconds
@@ -77,6 +78,8 @@ def decode(
                         f"the run stopped: {reason_of(error)}. What is committed stays; run the "
                         "same command again to go on"
                     ) from error
+            finally:
+                choices.keep(board.explanations())
             note_stop(job.store, safety.run)
             launched += 1
             ledger = read_ledger(job.store, job.config.id_column)
@@ -88,8 +91,8 @@ def decode(
 
 
 def _has_others(error: Exception, board: ToBoard) -> bool:
-    """Whether the rest can go on elsewhere: machines are left, or actors whose GPUs answer."""
-    return is_shrunk(error) or (is_without_device(error) and board.others_work())
+    """Whether the rest can go on elsewhere: machines are left, or actors that may have a GPU."""
+    return is_shrunk(error) or (is_without_device(error) and board.others_left())
 
 
 def _execute(
@@ -111,11 +114,8 @@ def _execute(
     sink = ResultSink(job.store, job.fingerprint, job.schema)
     with data_context(layout.actors, oversight):
         dataset = _dataset(job, chunks, layout, committed, board, safety)
-        try:
-            with Watch(board.board, tracker, reused, oversight.tell):
-                dataset.write_datasink(sink, ray_remote_args={"num_cpus": LIGHT})
-        finally:
-            write_choices(job.store, board.explanations())
+        with Watch(board.board, tracker, reused, oversight.tell):
+            dataset.write_datasink(sink, ray_remote_args={"num_cpus": LIGHT})
     return sink.files
 
 
@@ -133,7 +133,7 @@ def _safety(job: Job, ledger: Ledger, board: ToBoard) -> Safety:
         config.token_deadline_seconds,
     )
     earlier = Shared.of(fold(job.store, is_done))
-    return Safety(job.store, uuid.uuid4().hex[:12], rules, earlier, board.others_work)
+    return Safety(job.store, uuid.uuid4().hex[:12], rules, earlier, board)
 
 
 def _dataset(

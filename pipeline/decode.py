@@ -13,6 +13,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -77,8 +78,8 @@ class Decode:
         if safety is None or self._record is None:
             self._loop = load(self._new_loop)
         else:
-            processes = self._record.loads
-            self._loop = load(self._new_loop, restarted, processes, safety.others_work)
+            others = partial(safety.others_go_on, self._name)
+            self._loop = load(self._new_loop, restarted, self._record.loads, others)
             self._record.loaded()
 
     def _new_loop(self) -> EngineLoop:

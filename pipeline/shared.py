@@ -13,6 +13,8 @@ from pipeline.counters import Counters
 
 T = TypeVar("T")
 
+_ANSWER_SECONDS = 60.0
+
 
 @dataclass(frozen=True, slots=True)
 class Shared(Generic[T]):
@@ -55,5 +57,21 @@ class ToBoard:
         return {}
 
     def others_work(self) -> bool:
-        """Whether any actor has reported, which it does when its model is loaded."""
-        return bool(ray.get(self.board.read.remote(), timeout=60).actors)
+        """Whether any actor has reported, which it does when its model is loaded.
+
+        False too where the board does not answer: then there is nobody to go on with.
+        """
+        with suppress(ray.exceptions.RayError):
+            return bool(ray.get(self.board.read.remote(), timeout=_ANSWER_SECONDS).actors)
+        return False
+
+    def others_left(self, without: str | None = None) -> bool:
+        """Whether actors have a GPU, or may still find theirs; `without` has none.
+
+        False too where the board does not answer.
+        """
+        with suppress(ray.exceptions.RayError):
+            if without is not None:
+                ray.get(self.board.lose.remote(without), timeout=_ANSWER_SECONDS)
+            return bool(ray.get(self.board.others_left.remote(), timeout=_ANSWER_SECONDS))
+        return False

@@ -12,12 +12,13 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 from admg.request import Request
 from pipeline.attempts import AttemptRecord, Failure, History
 from pipeline.engine_loop import EngineDied, EngineLoop
 from pipeline.quarantine import Rules
+from pipeline.reasons import is_without_device
 from pipeline.storage import Store
 from pipeline.watchdog import Watched
 
@@ -28,19 +29,29 @@ _PAUSE_SECONDS = 1.0
 _PARK_SECONDS = 60.0
 
 
+class Others(Protocol):
+    """What is known of the actors of a run."""
+
+    def others_work(self) -> bool:
+        """Whether any has loaded its model."""
+
+    def others_left(self, without: str | None = None) -> bool:
+        """Whether any has a GPU, or may still find its own; the actor `without` has none."""
+
+
 @dataclass(frozen=True, slots=True)
 class Safety:
     """What an actor needs to survive its engine: a small value, sent to each of them.
 
-    `earlier` gives the deaths that earlier runs saw; `others_work` says whether another actor of
-    this run has loaded its model.
+    `earlier` gives the deaths that earlier runs saw; `others` knows how the other actors of this
+    run fare.
     """
 
     store: Store
     run: str
     rules: Rules
     earlier: Callable[[], History] = History
-    others_work: Callable[[], bool] = bool
+    others: Others | None = None
 
     def record(self, actor: str) -> AttemptRecord:
         """The record of this actor, its predecessors' deaths charged.
@@ -55,6 +66,17 @@ class Safety:
                 f"{_PROCESSES} times in a row"
             )
         return record
+
+    def others_go_on(self, actor: str, death: EngineDied) -> bool:
+        """Whether others work while this actor, which could not load, waits.
+
+        Where its GPU is lost, that is no sign for them, who may take their time to load.
+        """
+        if self.others is None:
+            return False
+        if is_without_device(death):
+            return self.others.others_left(without=actor)
+        return self.others.others_work()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +122,12 @@ def load(
     new_loop: Callable[[], EngineLoop],
     restarted: bool = False,
     processes: int = 1,
-    others_work: Callable[[], bool] = bool,
+    others_go_on: Callable[[EngineDied], bool] = lambda _: False,
 ) -> EngineLoop:
     """A loop with its engine. A load that fails is tried again.
 
     An actor that was restarted has blocks that nobody else can take over, so it leaves, and may
-    come back on another machine. A new actor has none: while others work, it keeps out of their
+    come back on another machine. A new actor has none: while others go on, it keeps out of their
     way and tries again now and then. `processes` counts those of this actor in a row that have not
     come to have an engine.
 
@@ -124,7 +146,8 @@ def load(
             if tries >= _TRIES:
                 if restarted and processes < _PROCESSES:
                     leave(str(death))
-                if restarted or not others_work():
+                # Asked in any case: who asks tells the others what it lacks.
+                if not others_go_on(death) or restarted:
                     raise
                 pause = _PARK_SECONDS
         time.sleep(pause)

@@ -11,7 +11,7 @@ from admg.acceptance import Chance
 from admg.explanation import Explanation
 from admg.request import Completion
 from pipeline.audit import Audit
-from pipeline.choices import CHOICES, read_choices, write_choices
+from pipeline.choices import CHOICES, Choices, read_choices
 from pipeline.counters import Board
 from pipeline.decode import Decode
 from pipeline.storage import Store
@@ -63,11 +63,12 @@ def test_each_call_ends_with_what_its_rows_were_decoded_by() -> None:
 def test_the_latest_of_each_process_is_kept(tmp_path: Path) -> None:
     board, store = Board(), Store(str(tmp_path))
     (tmp_path / store.aside).mkdir(parents=True)
-    write_choices(store, board.explanations())
+    choices = Choices(store)
+    choices.keep(board.explanations())
     assert read_choices(store) == [] and not (tmp_path / CHOICES).exists()
     for name in ("b/2", "a/1", "b/2"):
         board.explain(name, replace(SAID, rounds={name: 1 + len(board.explanations())}))
-    write_choices(store, board.explanations())
+    choices.keep(board.explanations())
     one, other = read_choices(store)
     assert (one["actor"], one["rounds"]) == ("a/1", {"a/1": 2})
     assert (other["actor"], other["rounds"]) == ("b/2", {"b/2": 3})
@@ -75,9 +76,20 @@ def test_the_latest_of_each_process_is_kept(tmp_path: Path) -> None:
     assert one["lookup"] == {"5 tokens": {"first": 0.5, "later": 0.75}}
 
 
+def test_a_run_tells_of_all_its_launches_and_of_no_earlier_run(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    (tmp_path / store.aside).mkdir(parents=True)
+    choices = Choices(store)
+    for launch in ({"a/1": SAID}, {}, {"b/2": SAID}):
+        choices.keep(launch)
+    assert [told["actor"] for told in read_choices(store)] == ["a/1", "b/2"]
+    Choices(store).keep({})  # whose drafter has no choice
+    assert read_choices(store) == []
+
+
 def test_storage_that_fails_fails_no_run(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("a file in the place of the folder")
-    write_choices(Store(str(tmp_path / "out")), {"a/1": SAID})
+    Choices(Store(str(tmp_path / "out"))).keep({"a/1": SAID})
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"actors": [{"rounds": {}}]}'])

@@ -219,7 +219,7 @@ _engine = [
         ENGINE,
         "--gpus-per-actor",
         type=float,
-        help="[default: 1 where the cluster has GPUs, else 0]",
+        help="A part of one needs --kv-budget.  [default: 1 where the cluster has GPUs, else 0]",
     ),
     option(
         ENGINE,

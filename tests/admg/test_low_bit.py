@@ -194,3 +194,9 @@ def test_what_cannot_be_is_refused(llama_checkpoint: Path) -> None:
     config = engine_config(drafting(0, draft_weights="int8"))
     with pytest.raises(ValueError, match=r"draft_weights is 'int8': .* loaded without"):
         Engine(load(llama_checkpoint), config, eos_token_ids=[])
+
+
+def test_statistics_are_said_to_go_by_measured_time() -> None:
+    """Which of two products drafts is measured on CUDA."""
+    assert DraftConfig(draft_weights="int4").order_dependent
+    assert not DraftConfig().order_dependent

@@ -20,6 +20,8 @@ MOST_RATIO = 2.0
 # the warm-up was disturbed, and the estimate follows at once.
 FASTER = 0.7
 FASTER_DECAY = 0.5
+# Nor is any pass free: what drift has fallen to 0 would never rise again.
+LEAST_DRIFT = 1e-3
 # Two times of a pass that differ by less agree.
 AGREE = 1.15
 SHORT_CONTEXT = 64
@@ -101,7 +103,8 @@ class PassCost:
             implied = sorted(self._latest[column])[1]
         ratio = implied / drift
         decay = FASTER_DECAY if ratio < FASTER else DRIFT_DECAY
-        self._drift[column] *= decay + (1 - decay) * min(ratio, MOST_RATIO)
+        drift *= decay + (1 - decay) * min(ratio, MOST_RATIO)
+        self._drift[column] = max(drift, LEAST_DRIFT)
 
     def table(self) -> list[tuple[int, int, int, float]]:
         """What passes cost now: (sequences, context, tokens, seconds) for each point timed."""

@@ -127,3 +127,12 @@ def test_drafted_passes_do_not_move_the_yardstick(cost: PassCost) -> None:
         cost.observe(4, 500, 3 * cost.estimate(4, 500, 5), 5)
     assert cost.estimate(4, 500) == before
     assert cost.estimate(4, 500, 5) > 2 * linear(4, 500, 5)
+
+
+def test_passes_that_took_no_time_are_not_free_for_ever(cost: PassCost) -> None:
+    for _ in range(2000):
+        cost.observe(4, 500, 0.0)
+    assert cost.estimate(4, 500) > 0
+    for _ in range(200):
+        cost.observe(4, 500, linear(4, 500))
+    assert cost.estimate(4, 500) == pytest.approx(linear(4, 500), rel=1e-3)

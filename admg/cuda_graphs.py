@@ -50,6 +50,8 @@ class CudaRecorder:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        # Of the model's device, which need not be the process's current one.
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()
         self.nbytes = 0
 
@@ -59,10 +61,19 @@ class CudaRecorder:
         before = torch.cuda.memory_reserved(self._device)
         graph = torch.cuda.CUDAGraph()
         # Other threads of the process may use the device meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        mode = "thread_local"
+        with (
+            torch.cuda.device(self._device),
+            torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode=mode),
+        ):
             play()
         self.nbytes += max(torch.cuda.memory_reserved(self._device) - before, 0)
-        return graph.replay
+
+        def replay() -> None:
+            with torch.cuda.device(self._device):
+                graph.replay()
+
+        return replay
 
 
 @dataclass(frozen=True, slots=True)

@@ -202,7 +202,9 @@ def _plan_anew(sequences: list[Sequence], search: LayerSearch) -> None:
     current = search.current
     for s in sequences:
         if s.plan is not None and s.plan.draft_tokens:
-            s.plan = replace(s.plan, dropped=current.attention, dropped_mlps=current.mlps)
+            plan = replace(s.plan, dropped=current.attention, dropped_mlps=current.mlps)
+            # The same object as long as it says the same: who keeps copies knows it by that.
+            s.plan = s.plan if plan == s.plan else plan
 
 
 def _own_model(model: Transformer, draft: DraftConfig) -> Transformer:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
 
-from admg.cuda_graphs import GraphLimits, RoundGraphs, bucket
+from admg.cuda_graphs import CudaRecorder, GraphLimits, RoundGraphs, bucket
 from admg.device_round import PlanClass, RoundKey
 from admg.plan import DraftPlan
-from admg.plan_classes import MOST_CLASSES, PlanClasses
+from admg.plan_classes import MOST_CLASSES, PATIENCE, PlanClasses
 from admg.row_laws import LawKind
 
 GREEDY = LawKind()
@@ -132,3 +134,52 @@ def test_plan_classes_are_few_and_leave_out_nothing_that_a_plan_keeps() -> None:
     same = classes.of([DraftPlan((1, 2, 3), 4)] * 2, exits=True)
     assert same == PlanClass((1, 2, 3), exits=True)
     assert classes.of([], exits=False) == PlanClass()
+
+
+def test_sets_that_are_searched_for_get_classes_of_their_own_one_after_another() -> None:
+    """The best set drafts between two trials, and rounds without drafts come in between."""
+    classes = PlanClasses()
+    best = (1, 2)
+    for trial in range(10):
+        for dropped in (best, (3, 4 + trial)):
+            for _ in range(PATIENCE):
+                found = classes.of([DraftPlan(dropped, 4)] * 3, exits=False)
+                assert classes.of([], exits=False) == PlanClass()
+            assert found == PlanClass(dropped)
+        assert classes.of([DraftPlan(best, 4)], exits=False) == PlanClass(best), "in use: it stays"
+
+
+def test_captures_are_made_on_the_models_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which need not be the process's current one: a stand-in for torch.cuda keeps count."""
+    current, log = ["cuda:0"], []
+
+    @contextmanager
+    def at(device: torch.device) -> Iterator[None]:
+        before, current[0] = current[0], str(device)
+        yield
+        current[0] = before
+
+    @contextmanager
+    def graph(_: object, pool: object, stream: object, **how: Any) -> Iterator[None]:
+        log.append(("capture", current[0], stream))
+        yield
+
+    class Graph:
+        def replay(self) -> None:
+            log.append(("replay", current[0]))
+
+    stand_ins = {
+        "Stream": lambda device: f"stream of {device}",
+        "graph_pool_handle": lambda: None,
+        "empty_cache": lambda: None,
+        "memory_reserved": lambda _: 0,
+        "CUDAGraph": Graph,
+        "graph": graph,
+        "device": at,
+    }
+    for name, value in stand_ins.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    replay = CudaRecorder(torch.device("cuda:1")).record(lambda: log.append("play"))
+    replay()
+    stream = "stream of cuda:1"
+    assert log == [("capture", "cuda:1", stream), "play", ("replay", "cuda:1")]

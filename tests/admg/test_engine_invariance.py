@@ -1,14 +1,8 @@
-"""Nothing but a sequence's own prompt, parameters, seed and key moves its tokens (T7), its cache
-is at all times what a pass from scratch would write (T8), and broken state is noticed.
-
-T8 and the corruptions reach into the engine's private attributes: the scheduler's sequences and
-the arena are the state that they are about.
-"""
+"""Nothing but a sequence's own prompt, parameters, seed and key moves its tokens (T7)."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -27,7 +21,6 @@ from tests.admg.decoding import (
     decode,
     drafting,
     engine_config,
-    full_pass,
     load,
     load_changed,
     random_prompts,
@@ -161,108 +154,6 @@ def test_requests_that_forbid_drafting(model, requests, drafter) -> None:
     # Nor does anybody choose, or draft later from what they say: it has been said before.
     assert ngram is None or len(ngram._store) == stored > 0
     assert controller is None or controller.rounds == chosen
-
-
-@torch.inference_mode()
-def worst_cache_error(engine: Engine, model: Transformer) -> tuple[float, int]:
-    """Largest |difference| of any cached key or value from a pass from scratch; layers seen."""
-    worst, layers = 0.0, 0
-    for s in engine._scheduler.decoding():
-        assert s.computed == len(s.tokens) - 1
-        _, arena, extent = full_pass(model, s.tokens[: s.computed])
-        for layer in range(model.config.num_layers):
-            ours = own_slots(engine._arena, layer, s.extent, s.computed)
-            theirs = own_slots(arena, layer, extent, s.computed)
-            for our, their in zip(ours, theirs, strict=True):
-                assert our.shape == their.shape
-                worst = max(worst, (our - their).abs().max().item())
-            layers += 1
-    return worst, layers
-
-
-def own_slots(arena, layer: int, extent, length: int) -> list[torch.Tensor]:
-    """Keys and values of one extent's first slots, by the documented arithmetic of the arena."""
-    heads = arena.num_kv_heads
-    rows = [slice(extent.start * heads + h * extent.capacity, None) for h in range(heads)]
-    return [
-        torch.stack([store[layer][row][:length] for row in rows])
-        for store in (arena.keys, arena.values)
-    ]
-
-
-@pytest.mark.parametrize(
-    "draft",
-    [
-        drafting(3),
-        drafting(99, keep_first=0, keep_last=0, draft_tokens=6),
-        drafting(2, verification="token"),
-        drafting(1, exit_threshold=0.5),
-    ],
-    ids=["three", "all", "rejection", "exit"],
-)
-@pytest.mark.parametrize("family", ["llama", "qwen3-ungrouped-biases"])
-def test_the_cache_is_what_a_pass_from_scratch_writes(
-    checkpoints: Callable[[str], Path], family: str, draft: DraftConfig
-) -> None:
-    """After every round, in every layer, those that the drafts left out included."""
-    model = load(checkpoints(family))
-    prompts = random_prompts(model.config.vocab_size, LENGTHS, seed=3)
-    config = engine_config(draft, max_num_seqs=3, prefill_tokens=33)
-    engine = Engine(model, config, eos_token_ids=[])
-    for i, prompt in enumerate(prompts[:6]):
-        engine.submit(Request(prompt, replace(LAWS[i % 3], max_tokens=12), str(i)))
-    compared = 0
-    while engine.has_work:
-        engine.step()
-        worst, layers = worst_cache_error(engine, model)
-        assert worst < 1e-4
-        compared += layers
-    assert compared > 10 * model.config.num_layers
-    assert engine.counters.num_accepted_draft_tokens < engine.counters.num_draft_tokens
-
-
-def computed_ahead(s) -> None:
-    s.computed += 1
-
-
-def computed_behind(s) -> None:
-    s.computed -= 1
-
-
-def token_lost(s) -> None:
-    s.tokens.pop()
-
-
-def slots_shared(s) -> None:
-    s.extent = replace(s.extent, start=0)
-
-
-def slots_too_few(s) -> None:
-    s.extent = replace(s.extent, capacity=len(s.tokens) - 1)
-
-
-def ran_past_its_end(s) -> None:
-    s.request = replace(s.request, sampling=replace(s.request.sampling, max_tokens=1))
-
-
-@pytest.mark.parametrize(
-    "corrupt",
-    [computed_ahead, computed_behind, token_lost, slots_shared, slots_too_few, ran_past_its_end],
-)
-@pytest.mark.parametrize("draft", [PLAIN, drafting(2)], ids=["plain", "admg"])
-def test_broken_state_is_noticed(
-    model: Transformer, requests: list[Request], draft: DraftConfig, corrupt: Callable
-) -> None:
-    engine = Engine(model, engine_config(draft, max_num_seqs=3), eos_token_ids=[])
-    for request in requests[:3]:
-        engine.submit(request)
-    engine.step()
-    engine.step()
-    corrupt(engine._scheduler.decoding()[1])
-    # A draft pass beyond the extent is refused before the round's check is reached.
-    noticed = (AssertionError, ValueError) if corrupt is slots_too_few else AssertionError
-    with pytest.raises(noticed):
-        engine.step()
 
 
 def nan_token(weights: Weights) -> None:

@@ -28,7 +28,7 @@ from admg.kv_arena import KVArena
 
 _LOG = logging.getLogger(__name__)
 # Slots that the plain kernel reads at a time.
-_BLOCK = 512
+BLOCK = 512
 # Of the flash kernels: half precision, head sizes up to this and a multiple of 8, Ampere or later.
 _LARGEST_HEAD = 256
 _CAPABILITY = (8, 0)
@@ -93,8 +93,8 @@ def plain_kernel(q: Tensor, keys: Tensor, values: Tensor, units: Units) -> tuple
     first = torch.zeros_like(seen) if units.window is None else seen - units.window
     best = torch.full(asked.shape[:3], -torch.inf, device=q.device)  # [U, Q, h]
     total, mixed = torch.zeros_like(best), torch.zeros_like(asked)
-    for block in range(0, max(units.longest, 1), _BLOCK):
-        slots = torch.arange(block, min(block + _BLOCK, max(units.longest, 1)), device=q.device)
+    for block in range(0, max(units.longest, 1), BLOCK):
+        slots = torch.arange(block, min(block + BLOCK, max(units.longest, 1)), device=q.device)
         own = torch.minimum(slots, (lengths - 1).clamp_min(0)[:, None])  # [U, S]
         rows = units.starts[:-1, None].long() + own
         scores = torch.einsum("uqhd,usd->uqhs", asked, keys[rows].float())
@@ -112,6 +112,18 @@ def plain_kernel(q: Tensor, keys: Tensor, values: Tensor, units: Units) -> tuple
     owner = torch.searchsorted(units.asks, row, right=True) - 1  # [N]
     where = (owner, row - begin[owner])
     return out[where].to(q.dtype), lse[where]
+
+
+def plain_longest(slots: int, most: int) -> int:
+    """What the plain kernel is told to be the longest of units that have up to so many slots.
+
+    It loops that far, so `most` is much where sequences are short; few values, since each makes a
+    round of another kind. Whole blocks, so that a unit's result does not depend on the value.
+    """
+    blocks = 1
+    while blocks * BLOCK < min(slots, most):
+        blocks *= 2
+    return min(blocks * BLOCK, most)
 
 
 def varlen_kernel(q: Tensor, keys: Tensor, values: Tensor, units: Units) -> tuple[Tensor, Tensor]:

@@ -55,7 +55,7 @@ class RoundKey:
 
     `sequences` is the bucket, `passes` the draft passes of the model itself, `tokens` those of
     each sequence in the verification pass (0: there is none); `learns` where verified tokens teach
-    running means.
+    running means. `longest` bounds the slots of its sequences; None: all that an engine's can have.
     """
 
     sequences: int
@@ -64,6 +64,7 @@ class RoundKey:
     laws: LawKind
     plans: PlanClass = PlanClass()
     learns: bool = False
+    longest: int | None = None
 
     @property
     def drafts(self) -> int:
@@ -132,7 +133,7 @@ class DeviceRound:
             going = going & (j < limit)
             position = rows.number("length") - 1 + j
             one = (last[:, None], position.clamp_min(0)[:, None], going[:, None])
-            at = self._pass(rows, *one)
+            at = self._pass(rows, key, *one)
             reads = at.draft_reads(self._arena, self._group, window)
             batch = at.batch(self._arena, reads)
             hidden = drafter.forward(batch, self._arena, members=members, fill=fill)
@@ -159,7 +160,7 @@ class DeviceRound:
         nth = nth.clamp_min(0)
         inputs = torch.cat([rows.number("token")[:, None], drafts], dim=1).gather(1, nth)
         positions = (rows.number("length")[:, None] - 1 + nth).clamp_min(0)
-        at = self._pass(rows, inputs, positions, real)
+        at = self._pass(rows, key, inputs, positions, real)
         reads = at.reads(self._arena, self._group)
         batch = at.batch(self._arena, reads)
         teaching = self._teaching(at, key, batch) if key.learns else None
@@ -174,11 +175,11 @@ class DeviceRound:
         return drawn.gather(1, (columns + shift).clamp_max(key.tokens - 1)), finite, teaching
 
     def _pass(
-        self, rows: RoundBuffers, tokens: Tensor, positions: Tensor, real: Tensor
+        self, rows: RoundBuffers, key: RoundKey, tokens: Tensor, positions: Tensor, real: Tensor
     ) -> EvenPass:
         units = len(tokens) * self._arena.num_kv_heads
         parts = min(max(-(-self._spread // units), 1), MOST_PARTS)
-        return EvenPass(self._longest, rows, tokens, positions, real, parts)
+        return EvenPass(key.longest or self._longest, rows, tokens, positions, real, parts)
 
     def _teaching(self, at: EvenPass, key: RoundKey, batch: RaggedBatch) -> Teaching:
         window = self._window if key.plans.limited else None

@@ -15,11 +15,12 @@ import time
 
 import torch
 
+from admg.attention_varlen import kernel_for, plain_kernel, plain_longest
 from admg.clock import device_seconds
 from admg.config import DraftConfig, EngineConfig
-from admg.controller import LOOKUP_LIMITS
 from admg.cuda_graphs import CudaRecorder, GraphLimits, GraphReport, RoundGraphs, bucket
 from admg.device_round import DeviceRound, RoundKey
+from admg.device_sizes import buffers_of
 from admg.drafters.draft import Draft
 from admg.drafters.self_draft import SelfDrafter
 from admg.drafting import Drafted, Drafting
@@ -29,16 +30,7 @@ from admg.model import Transformer
 from admg.pass_cost import PassCost
 from admg.places import Places
 from admg.plan_classes import PlanClasses
-from admg.round_buffers import (
-    ACCEPTED,
-    DRAFTED,
-    FINITE,
-    HEAD,
-    MOST_STOPS,
-    Means,
-    RoundBuffers,
-    Sizes,
-)
+from admg.round_buffers import ACCEPTED, DRAFTED, FINITE, HEAD, MOST_STOPS
 from admg.round_writer import RoundWriter
 from admg.rounds import HostRounds, Played, Rounds
 from admg.row_laws import LawKind
@@ -87,17 +79,12 @@ class DeviceRounds:
         self._arena, self._host, self._cost, self._check = arena, host, cost, config.check
         self._most = config.max_num_seqs
         self._model = self._drafter = model
-        drafts = max(draft.draft_tokens, *LOOKUP_LIMITS)
-        sizes = Sizes(config.max_num_seqs, drafts, c.num_layers, c.num_kv_heads)
-        self._buffers = RoundBuffers.new(sizes, device)
-        self._host_side = RoundBuffers.new(sizes, "cpu", pinned=device.type == "cuda")
-        self._learns = draft.self_drafts and draft.hole_filling
-        means = Means(None, None)
-        if self._learns:
-            shape = (config.max_num_seqs, c.num_layers, c.hidden_size)
-            means = Means.new(*shape, device, limits=draft.windows is not None)
+        self._buffers, means = buffers_of(config, c, device)
+        self._host_side = self._buffers.on_host(pinned=device.type == "cuda")
         self._places = Places(means, config.max_num_seqs, draft.hole_filling_decay)
         self._classes = PlanClasses()
+        self._longest = min(config.max_model_len or c.max_position_embeddings, arena.num_slots)
+        self._plain_kernel = kernel_for(device, model.dtype, c.head_dim) is plain_kernel
         self._round = DeviceRound(
             model,
             arena,
@@ -105,7 +92,7 @@ class DeviceRounds:
             means,
             decay=draft.hole_filling_decay,
             window=draft.windows.window if draft.windows is not None else None,
-            longest=min(config.max_model_len or c.max_position_embeddings, arena.num_slots),
+            longest=self._longest,
         )
         recorder = CudaRecorder(device) if device.type == "cuda" else None
         self._graphs = RoundGraphs(self._play_eagerly, recorder, GraphLimits.of(device))
@@ -133,12 +120,12 @@ class DeviceRounds:
         if not mine:
             return self._host.play(sequences, drafted, drafting, context, config)
         if not theirs:
-            return self._play(sequences, drafted, drafting, context)
+            return self._play(sequences, drafted, drafting, context, config)
         verdicts: dict[int, Verdict] = {}
         seconds = [0.0, 0.0]
         for rows in (theirs, mine):
-            part = ([sequences[i] for i in rows], drafted.part(rows), drafting, context)
-            played = self._play(*part) if rows is mine else self._host.play(*part, config)
+            part = ([sequences[i] for i in rows], drafted.part(rows), drafting, context, config)
+            played = self._play(*part) if rows is mine else self._host.play(*part)
             verdicts |= zip(rows, played.verdicts, strict=True)
             seconds[0] += played.draft_seconds
             seconds[1] += played.verify_seconds
@@ -150,6 +137,7 @@ class DeviceRounds:
         drafted: Drafted,
         drafting: Drafting | None,
         context: float,
+        config: DraftConfig,
     ) -> Played:
         start = time.perf_counter()
         if drafting is not None:
@@ -159,8 +147,9 @@ class DeviceRounds:
         given = [list(tokens) for tokens in drafted.draft.tokens]
         own = drafted.choice.own
         longest = max(n + len(g) for n, g in zip(own, given, strict=True))
-        key = self._key(sequences, given, own, 1 + longest)
+        key = self._key(sequences, given, own, 1 + longest, learns=config.self_drafts)
         self._writer.send(sequences, given, own)
+        self._buffers.forget()
         self._graphs.play(key)
         verdicts = self._read(sequences, drafted.draft, self._fetch(len(sequences)), key)
         if self._check:
@@ -169,19 +158,32 @@ class DeviceRounds:
         return self._timed(verdicts, drafted, drafting, sequences, context, seconds)
 
     def prepare(self, sizes: list[int], tokens: tuple[int, ...]) -> None:
-        """Capture the rounds that will be timed, the largest first, over padding alone."""
-        self._writer.send([], [], [])
-        self._graphs.prepare(self._target_key(size, count) for size in sizes for count in tokens)
+        """Capture the rounds that will be timed, the largest first, over padding alone.
 
-    def _target_key(self, size: int, tokens: int) -> RoundKey:
-        """A greedy round without drafts of the model's own; it learns where real ones do."""
-        return RoundKey(bucket(size, self._most), 0, tokens, LawKind(), learns=self._learns)
+        Where lengths make rounds of another kind they are captured as they come.
+        """
+        if not self._plain_kernel:
+            self._writer.send([], [], [])
+            kinds = ((size, count) for size in sizes for count in tokens)
+            self._graphs.prepare(self._target_key(size, count, []) for size, count in kinds)
+
+    def _target_key(self, size: int, tokens: int, sequences: list[Sequence]) -> RoundKey:
+        """A greedy round without drafts of the model's own, which nobody learns from."""
+        kind = (bucket(size, self._most), 0, tokens, LawKind())
+        return RoundKey(*kind, longest=self._bound(sequences, tokens))
+
+    def _bound(self, sequences: list[Sequence], more: int) -> int | None:
+        """`RoundKey.longest` of a round that adds up to so many tokens to its sequences."""
+        if not self._plain_kernel:
+            return None
+        slots = max((len(s.tokens) for s in sequences), default=0) + more
+        return plain_longest(slots, self._longest)
 
     def time_target(self, sequences: list[Sequence], draft: Draft, config: DraftConfig) -> float:
         """Seconds of a round that is one target pass over these drafts, the host's part too."""
         start = time.perf_counter()
         nobody = [0] * len(sequences)
-        key = self._target_key(len(sequences), 1 + max(map(len, draft.tokens)))
+        key = self._target_key(len(sequences), 1 + max(map(len, draft.tokens)), sequences)
         self._writer.send(sequences, draft.tokens, nobody)
         self._graphs.play(key)
         self._fetch(len(sequences))
@@ -192,7 +194,7 @@ class DeviceRounds:
         self._drafter = drafting.own_model or self._model
         ones = [1] * len(sequences)
         nothing: list[list[int]] = [[] for _ in sequences]
-        key = self._key(sequences, nothing, ones, 0)
+        key = self._key(sequences, nothing, ones, 0, learns=False)
         self._writer.send(sequences, nothing, ones)
         return device_seconds(self._model.device, lambda: self._graphs.play(key))
 
@@ -215,7 +217,13 @@ class DeviceRounds:
         )
 
     def _key(
-        self, sequences: list[Sequence], given: list[list[int]], own: list[int], tokens: int
+        self,
+        sequences: list[Sequence],
+        given: list[list[int]],
+        own: list[int],
+        tokens: int,
+        *,
+        learns: bool,
     ) -> RoundKey:
         """What the round is; `tokens` of each sequence in its verification."""
         drawing = [s for s, n in zip(sequences, own, strict=True) if n]
@@ -230,9 +238,10 @@ class DeviceRounds:
             bucket(len(sequences), self._most),
             max(own),
             tokens,
-            LawKind.of(params, bans),
+            LawKind.of(params, bans, self._model.config.vocab_size),
             self._classes.of(plans, exits=exits),
-            learns=any(s.learned.filling is not None for s in sequences),
+            learns=learns and any(s.learned.filling is not None for s in sequences),
+            longest=self._bound(sequences, max(tokens, max(own))),
         )
 
     def _fetch(self, count: int) -> list[list[int]]:
@@ -249,11 +258,14 @@ class DeviceRounds:
         verdicts = []
         for i, (s, row) in enumerate(zip(sequences, rows, strict=True)):
             accepted, drafted, finite = row[ACCEPTED], row[DRAFTED], row[FINITE]
+            if accepted < 0:
+                raise RuntimeError(f"a round on {self._model.device} left no result: {key}")
             targets = row[HEAD : HEAD + key.tokens]
             tokens = row[HEAD + key.tokens : HEAD + key.tokens + drafted]
             draft.add(i, tokens[len(draft.tokens[i]) :], SelfDrafter.source)
             verdicts.append(Verdict(tokens[:accepted], targets[accepted] if finite else None))
-            self._places.taught(s, accepted + 1 if finite else 0)
+            if key.learns:
+                self._places.taught(s, accepted + 1 if finite else 0, limits=key.plans.limited)
         return verdicts
 
     def _timed(
@@ -271,5 +283,6 @@ class DeviceRounds:
             return Played(verdicts, 0.0, seconds)
         tokens = 1 + sum(lengths) / len(lengths)
         verifying = min(self._cost.estimate(len(lengths), context, tokens), seconds)
-        drafting.observe_own(sequences, drafted.draft, context, seconds - verifying)
+        if seconds > verifying:  # else the estimate is off, and says nothing of the drafts
+            drafting.observe_own(sequences, drafted.draft, context, seconds - verifying)
         return Played(verdicts, seconds - verifying, verifying)

@@ -63,11 +63,14 @@ class Places:
         )
         return place
 
-    def taught(self, s: Sequence, verified: int) -> None:
-        """Age what a sequence has learned: the round has added so many tokens to its sums."""
+    def taught(self, s: Sequence, verified: int, *, limits: bool) -> None:
+        """Age what a sequence has learned: the round has added so many tokens to its sums.
+
+        With `limits` to those of what its plan's limits leave out, too.
+        """
         if not verified or id(s) not in self._owners:
             return
-        limited = s.plan is not None and bool(s.plan.windowed)
+        limited = limits and s.plan is not None and bool(s.plan.windowed)
         left_out = s.learned.left_out
         s.learned = replace(
             s.learned,

@@ -63,12 +63,12 @@ class RoundBuffers:
     result: Tensor
 
     @classmethod
-    def new(cls, sizes: Sizes, device: torch.device | str, *, pinned: bool = False) -> RoundBuffers:
+    def new(cls, sizes: Sizes, device: torch.device | str) -> RoundBuffers:
         """Zeroed buffers: all rows are padding."""
         b, m, layers = sizes.sequences, sizes.drafts, sizes.layers
 
         def buffer(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
-            return torch.zeros(shape, dtype=dtype, device=device, pin_memory=pinned)
+            return torch.zeros(shape, dtype=dtype, device=device)
 
         return cls(
             buffer(len(WHOLE), b),
@@ -80,6 +80,19 @@ class RoundBuffers:
             buffer(layers, b, sizes.kv_heads, dtype=torch.bool),
             buffer(b, HEAD + 2 * m + 1),
         )
+
+    def on_host(self, *, pinned: bool) -> RoundBuffers:
+        """Zeroed ones like these in host memory."""
+        return RoundBuffers(
+            *(
+                torch.zeros(t.shape, dtype=t.dtype, pin_memory=pinned)
+                for t in (getattr(self, f.name) for f in fields(self))
+            )
+        )
+
+    def forget(self) -> None:
+        """Mark the result as that of no round, so that none is taken for the next one's."""
+        self.result[:, ACCEPTED].fill_(-1)
 
     @property
     def nbytes(self) -> int:

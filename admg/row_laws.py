@@ -3,8 +3,8 @@
 Shapes: N rows, V vocabulary, S most stop tokens of a row.
 
 The laws are those of `sampling`, row for row, and so is the noise. What a batch asks for at most
-(`LawKind`) decides which operations run, so that greedy batches sort nothing; within a kind every
-row goes the same way, whatever its parameters.
+(`LawKind`) decides which operations run, so that greedy batches sort nothing. A row's draw does not
+depend on it: one that cuts nothing is drawn from the whole vocabulary beside those that do, too.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ NO_TOKEN = -1
 class LawKind:
     """What the rows of a batch ask for.
 
-    `draws`: "greedy" where all rows are; "whole" where some draw, from the whole vocabulary (with
-    min-p or without); "cut" where some have top-k or top-p. `bans`: some forbid their stop tokens
-    for a while.
+    `draws`: "greedy" where all rows are; "whole" where those that draw do so from the whole
+    vocabulary (with min-p or without); "cut" where they have top-k or top-p, "mixed" where some of
+    them do. `bans`: some forbid their stop tokens for a while.
     """
 
-    draws: Literal["greedy", "whole", "cut"] = "greedy"
+    draws: Literal["greedy", "whole", "cut", "mixed"] = "greedy"
     bans: bool = False
 
     @classmethod
-    def of(cls, params: Seq[SamplingParams], bans: bool) -> LawKind:
+    def of(cls, params: Seq[SamplingParams], bans: bool, vocab_size: int) -> LawKind:
         """The least that serves all of them."""
-        drawn = [p for p in params if not p.greedy]
-        if any(p.top_k or p.top_p < 1 for p in drawn):
-            return cls("cut", bans)
-        return cls("whole" if drawn else "greedy", bans)
+        cut = {0 < p.top_k < vocab_size or p.top_p < 1 for p in params if not p.greedy}
+        if len(cut) > 1:
+            return cls("mixed", bans)
+        return cls(("cut" if cut.pop() else "whole") if cut else "greedy", bans)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +81,13 @@ class RowLaws:
         greedy = self.temperature == 0
         scaled = logits / self.temperature.where(~greedy, 1.0)[:, None]
         keys = position_keys(self.base, self.position)
-        if kind.draws == "whole":
-            drawn = self._draw_whole(scaled, keys, hashes)
-        else:
+        if kind.draws == "cut":
             drawn = self._draw_cut(scaled, keys, hashes)
+        else:
+            drawn = self._draw_whole(scaled, keys, hashes)
+        if kind.draws == "mixed":
+            cuts = (self.top_k < logits.shape[-1]) | (self.top_p < 1)
+            drawn = torch.where(cuts, self._draw_cut(scaled, keys, hashes), drawn)
         return torch.where(greedy, likeliest, drawn)
 
     def _banned(self, logits: Tensor) -> Tensor:
@@ -101,7 +104,8 @@ class RowLaws:
         return race(probabilities, exponential(keys, hashes))
 
     def _draw_cut(self, scaled: Tensor, keys: Tensor, hashes: Tensor) -> Tensor:
-        values, tokens = scaled.sort(dim=-1, descending=True)
+        # Stable, as `sampling.likeliest` is: of equals the first tokens are kept.
+        values, tokens = scaled.sort(dim=-1, descending=True, stable=True)
         rank = torch.arange(values.shape[-1], device=values.device)
         # With top-k the law is renormalised over what it leaves, before top-p looks at it.
         values = torch.where(rank < self.top_k[:, None], values, -torch.inf)

@@ -125,6 +125,19 @@ def confidence(logits: Tensor, tokens: Tensor) -> Tensor:
     return (picked - logits.logsumexp(dim=-1)).exp()
 
 
+def likeliest(logits: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The `size` largest of each row of logits [N, V] fp32, descending, and their tokens.
+
+    Of equals the first tokens come first, so what is cut off does not hang on how it was found.
+    """
+    # Integers in the order of the numbers, with the token below them; 0.0 + makes one zero of two.
+    bits = (logits + 0.0).view(torch.int32)
+    ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
+    last = torch.arange(logits.shape[-1] - 1, -1, -1, device=logits.device)
+    tokens = ((ordered << 32) | last).topk(size, dim=-1).indices
+    return logits.gather(1, tokens), tokens
+
+
 def _laws(logits: Tensor, rows: Sequence[LawRow]) -> list[Candidates]:
     """Laws of the rows that are not greedy, grouped by how many candidates they need."""
     # Rows of one group take the same way through the arithmetic, so that no bit of a row's law
@@ -158,7 +171,7 @@ def _group_laws(
         tokens = None
         keep = probabilities >= floor * probabilities.amax(dim=-1, keepdim=True)
     else:
-        values, tokens = scaled.topk(size, dim=-1)  # descending
+        values, tokens = likeliest(scaled, size)
         cut = params[0].top_k != 0  # then the law is renormalised over the candidates
         total = (values if cut else scaled).logsumexp(dim=-1, keepdim=True)
         probabilities = (values - total).exp()

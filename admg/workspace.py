@@ -11,9 +11,9 @@ import torch
 
 from admg.batch import RaggedBatch
 from admg.config import EngineConfig
-from admg.controller import LOOKUP_LIMITS
 from admg.cuda_graphs import GraphLimits
 from admg.device_rounds import plays_whole
+from admg.device_sizes import buffers_of, most_drafts
 from admg.kv_arena import SLOT_GRAIN, KVArena
 from admg.memory import ArenaSize, arena_size
 from admg.model import Transformer
@@ -38,10 +38,13 @@ def reserved_bytes(model: Transformer, config: EngineConfig) -> int:
     """Bytes to keep free for passes, rounds and graphs; 0 on the CPU."""
     if model.device.type != "cuda" or config.kv_budget_bytes is not None:
         return 0
-    taken = int(_SLACK * _passes(model, config))
-    if plays_whole(config, model.device):
-        taken += _rounds(model, config) + GraphLimits.of(model.device).nbytes
-    return taken
+    peak = int(_SLACK * _passes(model, config))
+    if not plays_whole(config, model.device):
+        return peak
+    # Graphs have memory of their own, and the capture that reaches their bound goes beyond it.
+    round_peak = peak + _until_known(model, config)
+    graphs = round_peak + GraphLimits.of(model.device).nbytes
+    return round_peak + _held(model, config) + graphs
 
 
 @torch.inference_mode()
@@ -57,10 +60,10 @@ def _passes(model: Transformer, config: EngineConfig) -> int:
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     hidden = model.forward(RaggedBatch.build([([0] * tokens, 0, extent)], device), arena)
-    rows = config.max_num_seqs * (config.draft.draft_tokens + 1)
+    rows = config.max_num_seqs * (1 + most_drafts(config.draft))
     logits = model.logits(hidden[:1].expand(rows, -1))
     _any_laws(rows, device).draw(
-        logits, LawKind("cut"), token_hash(torch.arange(c.vocab_size, device=device))
+        logits, LawKind("mixed"), token_hash(torch.arange(c.vocab_size, device=device))
     )
     peak = torch.cuda.max_memory_allocated(device) - before
     del arena, hidden, logits
@@ -84,13 +87,17 @@ def _any_laws(rows: int, device: torch.device) -> RowLaws:
     )
 
 
-def _rounds(model: Transformer, config: EngineConfig) -> int:
-    """What rounds keep of means from one to the next, and of outputs until verdicts are known."""
+def _held(model: Transformer, config: EngineConfig) -> int:
+    """What rounds on the device keep from one to the next: their buffers, and running means."""
+    buffers, means = buffers_of(config, model.config, torch.device("meta"))
+    return buffers.nbytes + means.nbytes
+
+
+def _until_known(model: Transformer, config: EngineConfig) -> int:
+    """What a round that teaches keeps of its layers' outputs until verdicts are known."""
     draft, c = config.draft, model.config
     if not (draft.self_drafts and draft.hole_filling):
         return 0
-    means = 1 + (draft.windows is not None)
-    tokens = max(draft.draft_tokens + 1, *LOOKUP_LIMITS)
-    each = c.num_layers * c.hidden_size
-    kept = tokens * each * (model.dtype.itemsize + (4 if means > 1 else 0))
-    return (config.max_num_seqs + 1) * (means * 4 * each + kept)
+    each = model.dtype.itemsize + (4 if draft.windows is not None else 0)
+    tokens = config.max_num_seqs * (1 + most_drafts(draft))
+    return tokens * c.num_layers * c.hidden_size * each

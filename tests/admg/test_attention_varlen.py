@@ -12,7 +12,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from admg.attention_varlen import Kernel, Units, kernel_for, merge, plain_kernel, varlen_kernel
+from admg.attention_varlen import (
+    BLOCK,
+    Kernel,
+    Units,
+    kernel_for,
+    merge,
+    plain_kernel,
+    plain_longest,
+    varlen_kernel,
+)
 
 ROWS, SIZE = 900, 32
 
@@ -195,6 +204,22 @@ def test_what_stands_beside_a_unit_moves_no_bit(backend: Backend, heads: int) ->
 
 def test_the_kernel_is_chosen_by_device() -> None:
     assert kernel_for(torch.device("cpu"), torch.bfloat16, 64) is plain_kernel
+
+
+def test_what_the_plain_kernel_is_told_to_be_the_longest_moves_no_bit() -> None:
+    """Few values, each enough, in whole blocks."""
+    most = 5 * BLOCK + 7
+    told = [plain_longest(n, most) for n in (0, 1, BLOCK, BLOCK + 1, 4 * BLOCK + 1, most)]
+    assert told == [BLOCK, BLOCK, BLOCK, 2 * BLOCK, most, most]
+    assert plain_longest(9, 40) == 40
+    keys, values = (torch.randn(ROWS, SIZE) for _ in "kv")
+    q = torch.randn(8, 2, SIZE)
+    cpu = Backend(plain_kernel, "cpu", torch.float32, 0.0)
+    units = units_of(cpu, [(7, 300, 4), (400, 20, 4)], causal=True)
+    outs = [
+        plain_kernel(q, keys, values, replace(units, longest=n)) for n in (told[0], told[3], most)
+    ]
+    assert all(torch.equal(a, b) for out in outs[1:] for a, b in zip(out, outs[0], strict=True))
 
 
 @pytest.mark.gpu

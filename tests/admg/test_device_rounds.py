@@ -33,7 +33,7 @@ from tests.admg.decoding import (
     random_prompts,
     requests_for,
 )
-from tests.admg.test_engine_invariance import worst_cache_error
+from tests.admg.test_engine_state import worst_cache_error
 
 LENGTHS = [1, 37, 90, 22]
 MAX_TOKENS = [24, 16, 11, 1]
@@ -247,3 +247,46 @@ def test_low_bit_drafts_on_the_device(llama_checkpoint: Path, rows, eos, plain) 
     assert_identical(model, rows, *[[d[r.key].token_ids for r in rows] for d in (done, plain)])
     drafted = sum(c.stats.num_draft_tokens for c in done.values())
     assert 0 < sum(c.stats.num_accepted_draft_tokens for c in done.values()) < drafted
+
+
+@pytest.mark.parametrize("estimate", [1e-9, 1e9])
+def test_a_round_faster_than_its_verification_says_nothing_of_drafts(
+    model, rows, estimate: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the estimate. Else drafts would be believed to be free, and at last divided by 0."""
+    told: list[float] = []
+    monkeypatch.setattr("admg.drafting.Drafting.observe_own", lambda *a: told.append(a[-1]))
+    monkeypatch.setattr("admg.pass_cost.PassCost.estimate", lambda *_: estimate)
+    _, engine = on_device(model, rows[:2], [], drafting(1))
+    assert engine.counters.num_draft_tokens > 0
+    assert bool(told) == (estimate < 1) and all(seconds > 0 for seconds in told)
+
+
+def test_the_last_rounds_result_is_never_taken_for_this_ones(model, rows) -> None:
+    """Were a round not played where its buffers are, that would be noticed, not committed."""
+    engine = Engine(model, engine_config(drafting(1), rounds="device"), eos_token_ids=[])
+    engine.submit(rows[0])
+    for _ in range(3):
+        engine.step()
+    engine._way._graphs.play = lambda _: None
+    with pytest.raises(RuntimeError, match="a round on cpu left no result"):
+        engine.step()
+
+
+def test_longer_sequences_are_rounds_of_another_kind(
+    model, rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plain kernel loops over what it is told; tokens are the same whatever that is."""
+    monkeypatch.setattr("admg.attention_varlen.BLOCK", 16)
+    keys = []
+    engine = Engine(
+        model, engine_config(drafting(2), rounds="device", max_model_len=200), eos_token_ids=[]
+    )
+    play = engine._way._graphs.play
+    engine._way._graphs.play = lambda key: (keys.append(key), play(key))[1]
+    row = replace(rows[1], sampling=SamplingParams(max_tokens=60))
+    (done,) = engine.generate([row])
+    alone = decode(model, [row], engine_config(rounds="host"))
+    assert_identical(model, [row], [done.token_ids], [alone[row.key].token_ids])
+    bounds = {key.longest for key in keys if key.passes}
+    assert bounds == {64, 128}, "37 tokens to 97"

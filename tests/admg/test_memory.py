@@ -13,7 +13,7 @@ from admg.draft_rules import WindowRule
 from admg.families import read_model_config
 from admg.kv_arena import SLOT_GRAIN, bytes_per_slot
 from admg.memory import arena_size
-from admg.workspace import _passes, _rounds, reserved_bytes
+from admg.workspace import _held, _passes, _until_known, reserved_bytes
 from tests.admg.decoding import drafting, load
 
 TOTAL, USED = 2**20, 2**18
@@ -69,9 +69,13 @@ def test_passes_are_measured_and_means_counted(
     assert _passes(model, config) == 4000 and seen == [70]
     each = model.config.num_layers * model.config.hidden_size
     means = 4 * 4 * each  # one for each sequence and one for nobody, fp32
-    assert _rounds(model, config) > means
-    limited = drafting(1, draft_tokens=2, windows=WindowRule(share=0.5))
-    more = _rounds(model, replace(config, draft=limited)) - _rounds(model, config)
-    assert more > means
-    assert _rounds(model, replace(config, draft=drafting(1, hole_filling=False))) == 0
+    limited = replace(config, draft=drafting(1, draft_tokens=2, windows=WindowRule(share=0.5)))
+    empty = replace(config, draft=drafting(1, draft_tokens=2, hole_filling=False))
+    assert 0 < _held(model, empty) == _held(model, config) - means
+    assert _held(model, limited) == _held(model, config) + means
+    assert _until_known(model, empty) == 0
+    assert _until_known(model, config) == 3 * 3 * each * 4  # a token more than is drafted
+    assert _until_known(model, limited) == 2 * _until_known(model, config)
+    automatic = replace(config, draft=drafting(1, draft_tokens=2, drafter="auto"))
+    assert _until_known(model, automatic) == 3 * 13 * each * 4, "lookup copies up to 12"
     assert reserved_bytes(model, config) == 0, "the CPU's pages come on demand"

@@ -11,6 +11,7 @@ from admg.hole_filling import RunningMean
 from admg.kv_arena import Extent
 from admg.learned import Learned
 from admg.places import Places
+from admg.plan import DraftPlan
 from admg.request import Request
 from admg.round_buffers import Means
 from admg.sequence import Sequence
@@ -69,7 +70,27 @@ def test_weights_age_as_the_hosts_do() -> None:
     places.give([s])
     expected = RunningMean(torch.zeros(LAYERS, HIDDEN), 2.0)
     for verified in (3, 0, 1):
-        places.taught(s, verified)
+        places.taught(s, verified, limits=False)
         if verified:
             expected = expected.over(torch.zeros(LAYERS, verified, HIDDEN), DECAY)
         assert abs(s.learned.filling.weight - expected.weight) < 1e-12
+
+
+def test_what_limits_leave_out_ages_where_the_round_has_added_to_it() -> None:
+    """Not in plain rounds and lookup's, nor where the sequence's plan has no limits."""
+    sums = Means.new(2, LAYERS, HIDDEN, torch.device("cpu"), limits=True)
+    places = Places(sums, 2, DECAY)
+    s = sequence(1.0)
+    s.learned = replace(s.learned, left_out=s.learned.filling)
+    s.plan = DraftPlan((), 4, windowed=((0,), (), ()))
+    places.give([s])
+    for limits, windowed, weight in (
+        (False, s.plan.windowed, 2.0),
+        (True, (), 2.0),
+        (True, s.plan.windowed, DECAY * 2.0 + 1),
+    ):
+        s.plan = replace(s.plan, windowed=windowed)
+        before = s.learned.filling.weight
+        places.taught(s, 1, limits=limits)
+        assert abs(s.learned.left_out.weight - weight) < 1e-12
+        assert abs(s.learned.filling.weight - (DECAY * before + 1)) < 1e-12

@@ -39,26 +39,32 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("often")
-@pytest.mark.parametrize("verification", ["shared", "token"])
+@pytest.mark.parametrize(
+    ("verification", "rounds"), [("shared", "host"), ("token", "host"), ("shared", "device")]
+)
 def test_nobody_learns_from_a_yardstick(
-    model: Transformer, monkeypatch: pytest.MonkeyPatch, verification: str
+    model: Transformer, monkeypatch: pytest.MonkeyPatch, verification: str, rounds: str
 ) -> None:
     """Its pass is unwatched, all other rounds are watched, and the text is plain decoding's."""
     prompts = random_prompts(model.config.vocab_size, [60, 33, 25, 41])
     rejection = verification == "token"
     requests = requests_for(prompts, [LAWS[0 if rejection else i % 2] for i in range(4)])
     windows = WindowRule(share=0.5, window=8)
-    draft = drafting(1, windows=windows, remake_every=4, verification=verification)
+    remake = 4 if rounds == "host" else None  # plans that are made anew are the host's affair
+    draft = drafting(1, windows=windows, remake_every=remake, verification=verification)
     passes: list[tuple[int, bool]] = []
     forward = model.forward
 
     def noted(batch: Any, *args: Any, **more: Any) -> Any:
         watched = bool(more.get("observers")) or more.get("heads") is not None
-        if more.get("members") is None and batch.segments[0].start:  # no draft, and no prompt
-            passes.append((max(s.count for s in batch.segments), watched))
+        verifies = not batch.segments or batch.segments[0].start  # the device's have none
+        if more.get("members") is None and verifies:  # no draft, and no prompt
+            counts = [s.count for s in batch.segments] or [batch.attention.queries]
+            passes.append((max(counts), watched))
         return forward(batch, *args, **more)
 
-    engine = Engine(model, engine_config(draft, max_num_seqs=4), eos_token_ids=[])
+    config = engine_config(draft, max_num_seqs=4, rounds=rounds)
+    engine = Engine(model, config, eos_token_ids=[])
     for request in requests:
         engine.submit(request)
     done = {c.key: c for c in engine.step()}  # the warm-up is over
@@ -66,6 +72,7 @@ def test_nobody_learns_from_a_yardstick(
     while engine.has_work:
         done |= {c.key: c for c in engine.step()}
     monkeypatch.undo()
+    assert (engine.graphs is not None) == (rounds == "device")
     # Rounds are counted from 1, and the first one is over.
     plain = [i for i in range(len(passes)) if (i + 2) % EVERY == 0]
     assert len(plain) > 2

@@ -132,11 +132,14 @@ def _ending(seconds: float, late: threading.Event) -> Iterator[None]:
 
     timer = threading.Timer(seconds, end)
     timer.daemon = True
+    # What a shell starts in the background ignores Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     timer.start()
     try:
         yield
     finally:
         timer.cancel()
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

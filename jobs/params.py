@@ -209,7 +209,8 @@ def _draft(values: _Values) -> DraftConfig:
     keys = _same("drafter", "draft_tokens", "exit_threshold", "similarity", "verification")
     keys |= _same("hole_filling", "remake_after", "remake_every", "draft_weights")
     keys |= _same("lookup_store_tokens", "lookup_tail")
-    if all(values.get(option) in (None, "auto") for option in ("drafter", *_OWN_DRAFTS)):
+    described = any(values.get(option) not in (None, "auto") for option in _OWN_DRAFTS)
+    if values.get("drafter") is None and not described:
         drop["drafter"] = "auto"
     return values.build(DraftConfig, keys, **drop)
 

@@ -26,6 +26,7 @@ GIVEN: dict[str, Any] = {"input": ["in"], "output": "out", "model": "demo"}
         ({"lookup_tail": 4}, "admg"),
         ({"plan": "draft-verify:llama-2-13b"}, "admg"),
         ({"drop_layers": 4, "drafter": "auto"}, "auto"),
+        ({"drafter": "auto"}, "auto"),
         ({"drafter": "none"}, "none"),
     ],
 )

@@ -1,4 +1,7 @@
-"""`admg-batch bench` from end to end, with a tiny model and every system that is installed."""
+"""`admg-batch bench` from end to end with a tiny model.
+
+Every system that is installed: `pytest -m slow tests/jobs/test_bench_command.py`.
+"""
 
 from __future__ import annotations
 
@@ -36,6 +39,7 @@ def last_line(result: Result) -> dict[str, Any]:
 
 
 @pytest.mark.timeout(400)
+@pytest.mark.slow
 def test_every_system(admg_batch: Call, common: list[object], tmp_path: Path) -> None:
     systems = ["admg:drop=1,tokens=2", "transformers:order=length"]
     systems += ["transformers-continuous", "transformers-lookup:tokens=2"]

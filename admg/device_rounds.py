@@ -115,8 +115,10 @@ class DeviceRounds:
         config: DraftConfig,
     ) -> Played:
         """One round; see `Rounds`. Sequences that the device does not serve have a pass apart."""
-        mine = [i for i, s in enumerate(sequences) if self._serves(s)]
-        theirs = [i for i, s in enumerate(sequences) if not self._serves(s)]
+        mine: list[int] = []
+        theirs: list[int] = []
+        for i, s in enumerate(sequences):
+            (mine if self._serves(s) else theirs).append(i)
         if not mine:
             return self._host.play(sequences, drafted, drafting, context, config)
         if not theirs:

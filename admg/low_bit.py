@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from admg.config import LowBit
+from admg.int4_groups import GROUP, int4_levels
 from admg.linear import Linear
 from admg.low_bit_cuda import EitherLinear, Fp8Linear, Int4CudaLinear, Tried
 
 Product = Callable[[Tensor], Tensor]
 
-_GROUP = 32
 # The packed form of int4 holds outputs in runs of this many.
 _OUTPUTS = 16
 _OPERATIONS = {
@@ -98,23 +98,14 @@ class Int4Linear:
     """x [T, I] -> x @ weight.T + bias [T, O], of a weight rounded to 4 bits in groups of 32."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        outputs, inputs = weight.shape
-        groups = weight.float().view(outputs, inputs // _GROUP, _GROUP)
-        low, high = groups.amin(-1), groups.amax(-1)  # [O, I/g]
-        scale = (high - low).clamp_(min=1e-12) / 15
-        levels = ((groups - low[:, :, None]) / scale[:, :, None]).round_().clamp_(0, 15)
-        self._weight = torch.ops.aten._convert_weight_to_int4pack_for_cpu(
-            levels.to(torch.int32).view(outputs, inputs), 1
-        )
-        # The kernel counts levels from 8: what it adds is the value of that level.
-        stacked = torch.stack([scale, low + 8 * scale], dim=-1)  # [O, I/g, 2]
-        self._scale_and_zero = stacked.transpose(0, 1).contiguous().to(weight.dtype)
+        levels, self._scale_and_zero = int4_levels(weight)
+        self._weight = torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels.to(torch.int32), 1)
         self._bias = bias
 
     @classmethod
     def fits(cls, weight: Tensor) -> bool:
         """Whether the kernel takes this shape."""
-        return weight.shape[1] % _GROUP == 0 and weight.shape[0] % _OUTPUTS == 0
+        return weight.shape[1] % GROUP == 0 and weight.shape[0] % _OUTPUTS == 0
 
     @property
     def nbytes(self) -> int:
@@ -124,7 +115,7 @@ class Int4Linear:
     def __call__(self, x: Tensor) -> Tensor:
         """The product."""
         out: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
-            x, self._weight, _GROUP, self._scale_and_zero
+            x, self._weight, GROUP, self._scale_and_zero
         )
         return out if self._bias is None else out + self._bias
 

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from admg.clock import device_seconds
+from admg.int4_groups import GROUP, int4_levels
 from admg.linear import Linear
 
-_GROUP = 32
 # Outputs come in runs of this many, inputs in 16 times one of these.
 _OUTPUTS = 8
 _INNER_TILES = (8, 4, 2)
@@ -34,18 +34,11 @@ class Int4CudaLinear:
     """x [T, I] bf16 -> x @ weight.T + bias [T, O], of a weight in 4 bits in groups of 32."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        outputs, inputs = weight.shape
-        groups = weight.float().view(outputs, inputs // _GROUP, _GROUP)
-        low, high = groups.amin(-1), groups.amax(-1)  # [O, I/g]
-        scale = (high - low).clamp_(min=1e-12) / 15
-        levels = ((groups - low[:, :, None]) / scale[:, :, None]).round_().clamp_(0, 15)
-        levels = levels.to(torch.uint8).view(outputs, inputs)
+        whole, self._scale_and_zero = int4_levels(weight)
+        levels = whole.to(torch.uint8)
         pairs = levels[:, ::2] << 4 | levels[:, 1::2]
-        tiles = next(n for n in _INNER_TILES if inputs % (16 * n) == 0)
+        tiles = next(n for n in _INNER_TILES if weight.shape[1] % (16 * n) == 0)
         self._weight = torch.ops.aten._convert_weight_to_int4pack(pairs, tiles)
-        # The kernel counts levels from 8: what it adds is the value of that level.
-        stacked = torch.stack([scale, low + 8 * scale], dim=-1)  # [O, I/g, 2]
-        self._scale_and_zero = stacked.transpose(0, 1).contiguous().to(weight.dtype)
         self._bias = bias
 
     @classmethod
@@ -62,7 +55,7 @@ class Int4CudaLinear:
     def __call__(self, x: Tensor) -> Tensor:
         """The product."""
         out: Tensor = torch.ops.aten._weight_int4pack_mm(
-            x, self._weight, _GROUP, self._scale_and_zero
+            x, self._weight, GROUP, self._scale_and_zero
         )
         return out if self._bias is None else out + self._bias
 

@@ -22,6 +22,7 @@ def plain_seconds(
     """
     size, drafted = len(draft.tokens), sum(map(len, draft.tokens))
     own = any(draft.drafted(i, SelfDrafter.source) for i in range(size))
-    if told if not drafted else len(cost.tokens) > 1 and not own:
+    one_pass = len(cost.tokens) > 1 and not own if drafted else told
+    if one_pass:
         cost.observe(size, context, seconds, 1 + drafted / size)
     return cost.estimate(size, context)

@@ -130,12 +130,16 @@ def likeliest(logits: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
     Of equals the first tokens come first, so what is cut off does not hang on how it was found.
     """
+    vocab = logits.shape[-1]
+    # Some more than asked for; where equals may go on behind them, all.
+    values, tokens = logits.topk(min(size + size // 4 + 64, vocab), dim=-1)
+    if bool((values[:, -1] == values[:, size - 1]).any()):
+        values, tokens = logits, torch.arange(vocab, device=logits.device).expand_as(logits)
     # Integers in the order of the numbers, with the token below them; 0.0 + makes one zero of two.
-    bits = (logits + 0.0).view(torch.int32)
+    bits = (values + 0.0).view(torch.int32)
     ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
-    last = torch.arange(logits.shape[-1] - 1, -1, -1, device=logits.device)
-    tokens = ((ordered << 32) | last).topk(size, dim=-1).indices
-    return logits.gather(1, tokens), tokens
+    first = ((ordered << 32) | (vocab - tokens)).topk(size, dim=-1).indices
+    return values.gather(1, first), tokens.gather(1, first)
 
 
 def _laws(logits: Tensor, rows: Sequence[LawRow]) -> list[Candidates]:

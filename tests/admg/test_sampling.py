@@ -16,7 +16,7 @@ from torch import Tensor
 
 from admg import noise
 from admg.config import SamplingParams
-from admg.sampling import FIRST_CANDIDATES, LawRow, Sampler, adjust, confidence
+from admg.sampling import FIRST_CANDIDATES, LawRow, Sampler, adjust, confidence, likeliest
 from tests.admg.chi_square import LEVEL, chi_square
 from tests.admg.plain_laws import reference, row, spread_logits
 
@@ -263,3 +263,18 @@ def test_draws_are_races_with_the_rows_own_noise() -> None:
 def test_confidence_is_the_untempered_probability() -> None:
     logits = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]]).log() + 3
     assert torch.allclose(confidence(logits, torch.tensor([1, 2])), torch.tensor([0.25, 0.7]))
+
+
+@pytest.mark.parametrize("step", [1e-9, 0.25, 4.0], ids=["no-ties", "ties", "ties-everywhere"])
+@pytest.mark.parametrize("size", [1, 50, 1024, 3000])
+def test_of_equals_the_first_tokens_are_the_likeliest(size: int, step: float) -> None:
+    logits = torch.randn(
+        3, 3000, generator=torch.Generator().manual_seed(size), dtype=torch.float64
+    )
+    logits = ((logits / step).round() * step).float()
+    logits[1, 100:] = -torch.inf
+    logits[2, ::2] *= -0.0
+    values, tokens = logits.sort(dim=-1, descending=True, stable=True)
+    found = likeliest(logits, size)
+    assert torch.equal(found[0], values[:, :size])
+    assert torch.equal(found[1], tokens[:, :size])

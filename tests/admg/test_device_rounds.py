@@ -33,7 +33,7 @@ from tests.admg.decoding import (
     random_prompts,
     requests_for,
 )
-from tests.admg.test_engine_state import worst_cache_error
+from tests.admg.plain_cache import decode_with_plain_cache
 
 LENGTHS = [1, 37, 90, 22]
 MAX_TOKENS = [24, 16, 11, 1]
@@ -230,13 +230,7 @@ def test_the_cache_is_what_a_pass_from_scratch_writes(model, rows, eos) -> None:
     engine = Engine(model, config, eos_token_ids=eos)
     for row in rows[:8]:
         engine.submit(row)
-    compared = 0
-    while engine.has_work:
-        engine.step()
-        worst, layers = worst_cache_error(engine, model)
-        assert worst < 1e-4
-        compared += layers
-    assert compared > 5 * model.config.num_layers
+    assert decode_with_plain_cache(engine, model) > 5 * model.config.num_layers
     assert engine.counters.num_accepted_draft_tokens < engine.counters.num_draft_tokens
 
 

@@ -12,9 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
+from jobs.bench.gpu.tiny_model import byte_tokenizer
 from jobs.cli import main
 
 
@@ -35,14 +34,7 @@ def tiny(llama_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     """The tiny Llama with a tokenizer of one token a byte."""
     folder = tmp_path_factory.mktemp("bench") / "tiny"
     shutil.copytree(llama_checkpoint, folder)
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {"<s>": 0, "</s>": 1} | {letter: i for i, letter in enumerate(letters, 2)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>"
-    ).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
     return folder
 
 

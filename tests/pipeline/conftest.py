@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from jobs.bench.gpu.tiny_model import byte_tokenizer
 from tests.local_ray import start_ray
 from tests.pipeline.s3 import S3Server, environment, free_port, s3_server
 
@@ -58,20 +59,11 @@ def ray_cluster(s3_port: int, tmp_path_factory: pytest.TempPathFactory) -> Itera
 @pytest.fixture(scope="session")
 def tiny_chat_model(llama_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny Llama with a tokenizer of single bytes and a chat template."""
-    # Here, for Ray's workers import this module too, through those of the tests.
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
     folder = tmp_path_factory.mktemp("model") / "tiny"
     shutil.copytree(llama_checkpoint, folder)
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {"<s>": 0, "</s>": 1} | {c: i + 2 for i, c in enumerate(letters)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", chat_template=CHAT
-    ).save_pretrained(folder)
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(folder)
     return folder
 
 

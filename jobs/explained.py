@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jobs.console import printable
+from jobs.terminal import numbers_table, terminal
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -32,19 +33,8 @@ def all_rounds(choices: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 
 def explanation_table(title: str, found: Mapping[str, Any]) -> Table:
     """One controller's table; `found` has the fields of `admg.explanation.Explanation`."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(
-        title=_headline(title, found),
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
-    table.add_column("pass", overflow="fold")
-    for name in ("sequences", "context", "tokens each", "ms"):
-        table.add_column(name, justify="right", no_wrap=True)
+    columns = ("sequences", "context", "tokens each", "ms")
+    table = numbers_table(_headline(title, found), "pass", columns)
     for kind, points in found["costs"].items():
         for sequences, context, tokens, seconds in points:
             row = (str(sequences), str(context), str(tokens), f"{1000 * seconds:.1f}")
@@ -75,7 +65,6 @@ def print_choices(output: str) -> None:
     """
     import click
 
-    from jobs.terminal import terminal
     from pipeline.choices import CHOICES, read_choices
     from pipeline.storage import Store
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import IO, TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 _PLAIN = "jobs.plain"
 
@@ -55,3 +57,17 @@ def terminal(*, stderr: bool = False) -> Console:
     if is_plain():
         return Plain(stderr=stderr, color_system=None, no_color=True, highlight=False)
     return Console(stderr=stderr)
+
+
+def numbers_table(title: str, first: str, columns: Sequence[str]) -> Table:
+    """An empty table of numbers: `first` is what they are of, and the only column that folds."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+    )
+    table.add_column(first, overflow="fold")
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table

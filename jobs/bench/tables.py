@@ -11,6 +11,7 @@ from jobs.bench.runner import Report
 from jobs.bench.show import cells, plain_achieved
 from jobs.bench.systems import PLAIN
 from jobs.explained import explanation_table
+from jobs.terminal import numbers_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -54,24 +55,11 @@ def _where(workload: str, batch: int, temperature: float) -> str:
     return f"{workload}, batch {batch}, {law}"
 
 
-def _table(title: str, first: str, columns: Sequence[str]) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(
-        title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
-    )
-    table.add_column(first, overflow="fold")
-    for name in columns:
-        table.add_column(name, justify="right", no_wrap=True)
-    return table
-
-
 def results_table(report: Report) -> Table:
     """Tokens per second and ratios: a line for each system under the cell's own."""
     columns = ("prefill", "decode", "end to end", "per pass", "ratio", "low-high", "GiB")
     title = "Tokens/s, tokens per target pass, ratio of end to end to plain, peak memory so far"
-    table = _table(title, "system", columns)
+    table = numbers_table(title, "system", columns)
     last = None
     for e in cells(report):
         where = _where(e["workload"], e["batch"], e["temperature"])
@@ -97,7 +85,7 @@ def peaks_table(report: Report) -> Table:
     """What plain decoding reached beside what the machine can do."""
     gbs, gflops = report.machine["peak_gbs"], report.machine["peak_gflops"]
     title = f"Plain decoding beside the peaks: {gbs:.1f} GB/s, {gflops:.0f} GFLOP/s"
-    table = _table(title, "", ("decode GB/s", "decode GFLOP/s", "prefill GFLOP/s"))
+    table = numbers_table(title, "", ("decode GB/s", "decode GFLOP/s", "prefill GFLOP/s"))
     for cell, reached in plain_achieved(report):
         table.add_row(
             _where(cell.workload, cell.batch, cell.temperature),
@@ -110,7 +98,7 @@ def peaks_table(report: Report) -> Table:
 
 def time_table(report: Report) -> Table:
     """Where the time of our own systems goes."""
-    table = _table("Shares of the time", "", ("prefill", "draft", "verify", "elsewhere"))
+    table = numbers_table("Shares of the time", "", ("prefill", "draft", "verify", "elsewhere"))
     for e in cells(report):
         if "time" in e:
             where = _where(e["workload"], e["batch"], e["temperature"])

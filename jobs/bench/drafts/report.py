@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.bench.drafts.measure import Numbers
 from jobs.bench.drafts.variants import ABOVE_DROPPED, Variant
+from jobs.terminal import numbers_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -69,7 +70,7 @@ class Report:
 def drafts_table(rows: Sequence[tuple[Variant, Numbers]]) -> Table:
     """All kinds of drafts, group by group."""
     columns = ("per pass", "±", "wanted", "accepted", "KV saved", "weights saved", "other texts")
-    table = _table("Tokens per target pass of drafts", "draft", columns)
+    table = numbers_table("Tokens per target pass of drafts", "draft", columns)
     for group in dict.fromkeys(v.group for v, _ in rows):
         table.add_section()
         table.add_row(group, style="bold")
@@ -91,7 +92,8 @@ def drafts_table(rows: Sequence[tuple[Variant, Numbers]]) -> Table:
 def compared_table(report: Report) -> Table:
     """Tokens per target pass at equal bytes of keys and values saved."""
     columns = ("budgets", "saved", "dropped", "saved ", "ratio", "wanted")
-    table = _table("Budgets beside dropped layers, both remade and filled", "aimed at", columns)
+    title = "Budgets beside dropped layers, both remade and filled"
+    table = numbers_table(title, "aimed at", columns)
     for c in report.compared:
         table.add_row(
             _percent(c.saved),
@@ -111,16 +113,3 @@ def _wanted(bar: float | None, found: float, form: str) -> str:
 
 def _percent(share: float | None) -> str:
     return "" if share is None else f"{share:.0%}"
-
-
-def _table(title: str, first: str, columns: Sequence[str]) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(
-        title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
-    )
-    table.add_column(first, overflow="fold")
-    for name in columns:
-        table.add_column(name, justify="right", no_wrap=True)
-    return table

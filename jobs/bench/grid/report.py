@@ -12,6 +12,7 @@ from jobs.bench.measure import Outcome, median_of
 from jobs.bench.settings import Cell
 from jobs.bench.systems import PLAIN
 from jobs.explained import rounds_line
+from jobs.terminal import numbers_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -105,19 +106,8 @@ def sentences(cells: Sequence[CellRatios], left: int) -> Iterator[str]:
 
 def grid_table(cells: Sequence[CellRatios], system: str) -> Table:
     """A line for each cell."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(
-        title=f"{system} against plain decoding: ratios of tokens/s, median (lowest to highest)",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
-    table.add_column("cell", overflow="fold")
-    for name in ("end to end", "decoding", "per pass"):
-        table.add_column(name, justify="right", no_wrap=True)
+    title = f"{system} against plain decoding: ratios of tokens/s, median (lowest to highest)"
+    table = numbers_table(title, "cell", ("end to end", "decoding", "per pass"))
     table.add_column("rounds by choice", overflow="fold")
     for c in cells:
         per_pass = "-" if c.per_pass is None else f"{c.per_pass:.2f}"
@@ -128,19 +118,7 @@ def grid_table(cells: Sequence[CellRatios], system: str) -> Table:
 
 def goals_table(cells: Sequence[CellRatios]) -> Table:
     """What was aimed at beside what was found."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(
-        title="Goals, greedy but for the worst cell",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
-    table.add_column("")
-    for name in ("wanted", "found"):
-        table.add_column(name, justify="right")
+    table = numbers_table("Goals, greedy but for the worst cell", "", ("wanted", "found"))
     for goal in goals(cells):
         found = "not timed" if goal.found is None else f"{goal.found:.2f}"
         missed = goal.found is not None and goal.found < goal.wanted

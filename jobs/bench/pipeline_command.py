@@ -11,6 +11,7 @@ import click
 
 from jobs.failures import Failure, command_line, verbose_option
 from jobs.options import ExampleCommand
+from jobs.whole_file import check_folder
 
 _DEFAULTS = {
     "prompts": 32,
@@ -70,8 +71,7 @@ def pipeline(
 
     given = {name: value for name, value in flags.items() if value is not None}
     sizes = Sizes(**(_DEFAULTS | (_QUICK if quick else {}) | given))
-    if record is not None and not record.absolute().parent.is_dir():
-        raise ValueError(f"--record is {record}: its folder must exist")
+    check_folder("--record", record)
     try:
         folder = str(demo_model()) if model == "demo" else model
     except DemoModelError as error:

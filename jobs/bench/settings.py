@@ -8,6 +8,7 @@ from itertools import product
 from pathlib import Path
 
 from jobs.bench.systems import PLAIN, System
+from jobs.whole_file import check_folder
 
 MAX_BATCH = 1024
 
@@ -58,8 +59,7 @@ class Settings:
         _check(f"--repeats is {self.repeats}", self.repeats >= 1, "at least 1")
         cores = usable_cores()
         _check(f"--threads is {self.threads}", 1 <= self.threads <= cores, f"1 to {cores}")
-        if self.record is not None and not self.record.absolute().parent.is_dir():
-            raise ValueError(f"--record is {self.record}: its folder must exist")
+        check_folder("--record", self.record)
         names = [s.name for s in self.systems]
         assert names[0] == PLAIN and len(set(names)) == len(names)
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ from jobs.bench.measure import Achieved, Outcome, achieved, cell_numbers, ratios
 from jobs.bench.runner import Report
 from jobs.bench.settings import Cell
 from jobs.bench.systems import PLAIN
+from jobs.whole_file import write_whole
 
 _DIGITS = 4
 
@@ -105,12 +104,7 @@ def record(report: Report, command: str) -> dict[str, Any]:
 
 def write_record(path: Path, content: dict[str, Any]) -> None:
     """Write the file whole or not at all."""
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.absolute().parent, prefix=".record-", delete=False, encoding="utf-8"
-    ) as file:
-        file.write(json.dumps(content, indent=1) + "\n")
-    Path(file.name).chmod(0o644)
-    os.replace(file.name, path)
+    write_whole(path, json.dumps(content, indent=1) + "\n")
 
 
 def plain_achieved(report: Report) -> list[tuple[Cell, Achieved]]:

@@ -18,6 +18,7 @@ from jobs.job_file import DraftTable, JobFile, OwnDraftTable, read_job_file
 from jobs.modelled import Shape
 from jobs.params import run_config
 from jobs.plan_file import MadeTable, ModelTable, PlanFile
+from jobs.whole_file import check_folder, write_whole
 from pipeline.config import RunConfig
 from pipeline.redaction import redacted
 
@@ -77,9 +78,7 @@ def exit_values(draft: DraftConfig) -> dict[str, Any]:
 
 def write_plan(plan: PlanFile, output: Path) -> None:
     """Write a plan file; one that is there is replaced as a whole."""
-    aside = output.with_name(f".{output.name}.part")
-    aside.write_text(plan.to_toml(), encoding="utf-8")
-    aside.replace(output)
+    write_whole(output, plan.to_toml())
 
 
 def load_inputs(
@@ -113,8 +112,7 @@ def load_inputs(
     from jobs.dry_run import with_model
     from pipeline.factory import ModelFactory
 
-    if not output.absolute().parent.is_dir():
-        raise ValueError(f"--output is {output}: its folder must exist")
+    check_folder("--output", output)
     job = JobFile() if config is None else read_job_file(config)
     # A job's own lengths and parameters are those of whole completions.
     given = {k: v for k, v in flags.items() if v is not None} | {"min_tokens": 0}

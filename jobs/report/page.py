@@ -16,6 +16,7 @@ from jobs.report import course, plots
 from jobs.report.details import Details
 from jobs.report.render import render
 from jobs.report.text import is_secret
+from jobs.whole_file import write_whole
 from pipeline.manifest import MANIFEST, RUN
 from pipeline.redaction import redacted
 from pipeline.storage import STATE, Store, resolve
@@ -54,12 +55,7 @@ def write_page(html: str, text: str) -> None:
         with system.open_output_stream(path) as stream:
             stream.write(text.encode())
         return
-    aside = Path(f"{path}.{os.getpid()}.tmp")
-    try:
-        aside.write_text(text, encoding="utf-8")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    write_whole(Path(path), text)
 
 
 def details_page(details: Details, html: str) -> str:

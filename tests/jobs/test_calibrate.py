@@ -129,7 +129,7 @@ def test_calibrate_admg(
     assert "Of 6 prompts each drops" in done.output and "100 %" in done.output
     picture = ElementTree.parse(plan.with_suffix(".svg")).getroot()
     assert picture.tag.endswith("svg") and "#0102" not in plan.with_suffix(".svg").read_text()
-    assert not list(tmp_path.glob(".*.part"))
+    assert not list(tmp_path.glob(".*.tmp"))
 
 
 def test_calibrate_admg_takes_what_models_best(

@@ -12,6 +12,7 @@ import click
 
 from jobs.failures import EXIT_INTERRUPTED, command_line, verbose_option
 from jobs.options import ExampleCommand
+from jobs.whole_file import check_folder
 
 if TYPE_CHECKING:
     from jobs.bench.drafts.measure import Bench
@@ -92,9 +93,7 @@ def _prepared(ctx: click.Context, chosen: dict[str, Any], quick: bool) -> tuple[
     from jobs.bench.prompts import model_and_prompts
     from jobs.bench.settings import usable_cores
 
-    record = chosen.get("record")
-    if record is not None and not record.absolute().parent.is_dir():
-        raise ValueError(f"--record is {record}: its folder must exist")
+    check_folder("--record", chosen.get("record"))
     _check_only(chosen.get("only", ()), quick)
     path, prompts = model_and_prompts(chosen)
     from jobs.bench.drafts.measure import Bench

@@ -11,6 +11,7 @@ import click
 
 from jobs.failures import EXIT_INCOMPLETE, EXIT_INTERRUPTED, command_line, verbose_option
 from jobs.option_kinds import ExampleCommand
+from jobs.whole_file import check_folder
 
 if TYPE_CHECKING:
     from jobs.bench.gpu.harness import Found
@@ -95,10 +96,8 @@ def gpu(
 
     flags["threads"] = flags["threads"] or usable_cores()
     settings = Settings(parts=_PARTS[weights], **flags)
-    if record is not None and not record.absolute().parent.is_dir():
-        raise ValueError(f"--record is {record}: its folder must exist")
-    if html is not None and not html.absolute().parent.is_dir():
-        raise ValueError(f"--html is {html}: its folder must exist")
+    check_folder("--record", record)
+    check_folder("--html", html)
     check_device(settings.device)
 
     def keep(found: Found) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from jobs.whole_file import write_whole
 
 NAME = "paper.json"
 FORMAT = 2
@@ -83,12 +83,7 @@ class Record:
         cells = [f"{json.dumps(name)}: {json.dumps(cell)}" for name, cell in self.cells.items()]
         inner = ",\n".join(cells)
         text = "{" + ",\n".join([*lines, f'"cells": {{\n{inner}\n}}']) + "}\n"
-        with tempfile.NamedTemporaryFile(
-            "w", dir=folder, prefix=".paper-", delete=False, encoding="utf-8"
-        ) as file:
-            file.write(text)
-        Path(file.name).chmod(0o644)
-        os.replace(file.name, folder / NAME)
+        write_whole(folder / NAME, text)
 
 
 def _short(value: object) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 
 from jobs.console import printable
 from jobs.report.compare import METRICS, Comparison
-from jobs.report.plots import Plot
+from jobs.report.svg import INK, SERIES, Plot, figure, svg
 from jobs.report.text import is_secret
 from jobs.terminal import terminal
 from pipeline.redaction import redacted
@@ -144,7 +144,6 @@ def plots(comparison: Comparison) -> list[Plot]:
 
 
 def _overlay(comparison: Comparison, name: str, title: str, xlabel: str) -> Plot | None:
-    from jobs.report.svg import SERIES, figure, svg
     from jobs.report.text import shown
 
     pair = comparison.values[name]
@@ -166,8 +165,6 @@ def _overlay(comparison: Comparison, name: str, title: str, xlabel: str) -> Plot
 
 
 def _ratios(comparison: Comparison) -> Plot | None:
-    from jobs.report.svg import INK, SERIES, figure, svg
-
     a, b = comparison.values["speedup"]
     if len(a) < _FEWEST_POINTS or (a <= 0).any():
         return None

@@ -8,8 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pyarrow as pa
 
-from jobs.report.plots import Plot
-from jobs.report.svg import INK, SERIES, figure, svg
+from jobs.report.svg import INK, SERIES, Plot, figure, svg
 from jobs.report.timeline import Timeline
 from pipeline.commit_times import tokens_by_source
 

@@ -5,7 +5,6 @@ A plot that has nothing to show is None.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.report.gathered import Layers, Positions, members
-from jobs.report.svg import INK, MUTED, SERIES, figure, svg
+from jobs.report.svg import INK, MUTED, SERIES, Plot, figure, svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,16 +20,6 @@ if TYPE_CHECKING:
 
 _FEWEST_POINTS, _MOST_POINTS = 3, 400
 _MOST_POSITIONS = 16
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A drawing with its title and the sentence below it."""
-
-    name: str
-    title: str
-    svg: str
-    caption: str
 
 
 def numbers(table: pa.Table, name: str) -> np.ndarray:

@@ -8,6 +8,7 @@ from importlib import resources
 from typing import Any, Protocol
 
 from jobs.console import duration
+from jobs.report.svg import Plot
 from jobs.report.text import shown
 from pipeline.redaction import redacted
 
@@ -21,17 +22,8 @@ class Table(Protocol):
     note: str
 
 
-class Drawing(Protocol):
-    """A plot, as `plots.Plot`."""
-
-    name: str
-    title: str
-    svg: str
-    caption: str
-
-
 def measurements_page(
-    title: str, drawn: Sequence[Drawing], tables: Sequence[Table], facts: Mapping[str, str]
+    title: str, drawn: Sequence[Plot], tables: Sequence[Table], facts: Mapping[str, str]
 ) -> str:
     """The page of a benchmark: its plots, its tables, and what it was measured with."""
     return render("measurements.html", title=title, plots=drawn, tables=tables, facts=facts)

@@ -10,6 +10,7 @@ import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -53,6 +54,16 @@ _SETTINGS: dict[str, Any] = {
     "figure.facecolor": "none",
     "lines.linewidth": 1.8,
 }
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A drawing with its title and the sentence below it."""
+
+    name: str
+    title: str
+    svg: str
+    caption: str
 
 
 @contextmanager

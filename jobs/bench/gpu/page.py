@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from jobs.bench.gpu.goals import goals
 from jobs.bench.gpu.harness import Found
 from jobs.bench.gpu.sheets import (
@@ -16,17 +14,7 @@ from jobs.bench.gpu.sheets import (
 )
 from jobs.bench.gpu.text import figures
 from jobs.report.render import measurements_page
-from jobs.report.svg import INK, SERIES, figure, svg
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A drawing with its title and the sentence below it."""
-
-    name: str
-    title: str
-    svg: str
-    caption: str
+from jobs.report.svg import INK, SERIES, Plot, figure, svg
 
 
 def page(found: Found) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from jobs.bench.given import data_option, only_given
 from jobs.failures import EXIT_INCOMPLETE, Failure, command_line, verbose_option
 from jobs.options import ExampleCommand, ExampleGroup
 
@@ -109,11 +110,7 @@ def _grid_options(command: Any) -> Any:
         ),
         click.option("--model", metavar="DIR", help=_about("model", "A Hugging Face folder.")),
         click.option("--threads", type=int, help="Of every system.  [default: all cores]"),
-        click.option(
-            "--data",
-            type=click.Path(path_type=Path),
-            help="Folder with the workloads' files.  [default: ../shared/data beside the checkout]",
-        ),
+        data_option,
         click.option(
             "--record",
             type=click.Path(path_type=Path, dir_okay=False),
@@ -178,11 +175,7 @@ def _bench(ctx: click.Context, flags: dict[str, Any], markdown: bool = False) ->
     from jobs.bench.show import record, write_record
     from jobs.bench.systems import parse_systems
 
-    given = {
-        key: value
-        for key, value in flags.items()
-        if value is not None and value is not False and value != ()
-    }
+    given = only_given(flags)
     explain = given.pop("explain", False)
     quick = _QUICK if given.pop("quick", False) else {}
     chosen = {"threads": usable_cores(), **_DEFAULTS, **quick, **given}

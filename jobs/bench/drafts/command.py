@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from jobs.bench.given import data_option, only_given
 from jobs.failures import EXIT_INTERRUPTED, command_line, verbose_option
 from jobs.options import ExampleCommand
 from jobs.whole_file import check_folder
@@ -50,11 +51,7 @@ keep its law alone. All of it takes about an hour on 2 cores.
     help="Sequences decoded together; no number depends on it.",
 )
 @click.option("--only", metavar="WORDS", multiple=True, help="Drafts so named. Repeatable.")
-@click.option(
-    "--data",
-    type=click.Path(path_type=Path),
-    help="Folder with the workloads' files.  [default: ../shared/data beside the checkout]",
-)
+@data_option
 @click.option(
     "--record",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -69,7 +66,7 @@ def drafts(ctx: click.Context, **flags: Any) -> None:
     Dropped layers, smaller weights, attention budgets, lookup, and the three verifications, each
     beside what it should bring. Ctrl-C keeps and prints what is measured.
     """
-    given = {k: v for k, v in flags.items() if v is not None and v is not False and v != ()}
+    given = only_given(flags)
     quick = given.pop("quick", False)
     chosen = (_QUICK if quick else _USUAL) | given
     bench, report = _prepared(ctx, chosen, quick)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from jobs.bench.given import data_option, only_given
 from jobs.failures import (
     EXIT_INCOMPLETE,
     EXIT_INTERRUPTED,
@@ -87,11 +88,7 @@ Exit codes: 0 all cells timed; 2 a mistake; 4 cells are left, or a system failed
 )
 @click.option("--model", metavar="DIR", default="demo", help="A Hugging Face folder.")
 @click.option("--threads", type=int, help="Of each system.  [default: all cores]")
-@click.option(
-    "--data",
-    type=click.Path(path_type=Path),
-    help="Folder with the workloads' files.  [default: ../shared/data beside the checkout]",
-)
+@data_option
 @click.option(
     "--record",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -106,7 +103,7 @@ def grid(ctx: click.Context, **flags: Any) -> None:
     In every cell the two are timed in turn. Prints each cell's ratios, names the worst cell, and
     says what of the goals is reached; the last line is JSON.
     """
-    given = {k: v for k, v in flags.items() if v is not None and v is not False and v != ()}
+    given = only_given(flags)
     chosen = (_QUICK if given.pop("quick", False) else _USUAL) | given
     seconds, record = 60 * chosen.pop("minutes"), chosen.pop("record", None)
     plan, prompts, measured = _prepared(ctx, chosen, record)

@@ -122,6 +122,7 @@ def plain(
         sampling=SamplingParams(top_p=0.95, seed=11),
         engine=EngineConfig(max_num_seqs=3, draft=DraftConfig(drafter="none")),
         rows_per_block=8,
+        threads=1,
     )
     report = run(config, engine_factory=recorded(config))
     assert (report.rows_ok, report.draft_acceptance_rate) == (ROWS, None)

@@ -56,13 +56,15 @@ class Profile:
 def threshold_for(profile: Profile, count: float, rule: DropRule) -> float:
     """The threshold at which prompts drop `count` layers on average, or as near as can be.
 
-    Between two similarities any threshold does the same: it is put in the middle.
+    Between two levels where the choice changes any threshold does the same: it is in the middle.
 
     Raises:
         ValueError: more layers than the rule lets go.
     """
     check_count(count, profile.num_layers, rule)
-    values = sorted({s for row in profile.similarities for s in row})
+    # A layer goes where the threshold reaches its similarity, and by a rule that margin earlier.
+    own = {s for row in profile.similarities for s in row}
+    values = sorted(own | {s + rule.margin for s in own})
     # Cuts from "everything" to "nothing"; what is dropped never grows with the threshold.
     cuts = [values[0] - 1e-6, *((a + b) / 2 for a, b in pairwise(values)), values[-1] + 1e-6]
     cuts = [round(max(-1.0, min(1.0, cut)), DIGITS) for cut in cuts]

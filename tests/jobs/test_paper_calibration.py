@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from itertools import pairwise
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from admg.draft_rules import DropRule
@@ -16,7 +16,8 @@ from jobs.bench.paper.hindsight import swapped
 
 def drawn(seed: int, prompts: int, layers: int) -> list[list[float]]:
     values = random.Random(seed)
-    return [[values.uniform(0.9, 0.99) for _ in range(layers)] for _ in range(prompts)]
+    # Five digits: thresholds have six, and one lies between any two that differ.
+    return [[round(values.uniform(0.9, 0.99), 5) for _ in range(layers)] for _ in range(prompts)]
 
 
 def mean_dropped(similarities: list[list[float]], threshold: float, rule: DropRule) -> float:
@@ -26,13 +27,15 @@ def mean_dropped(similarities: list[list[float]], threshold: float, rule: DropRu
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 5), st.integers(4, 12), st.booleans())
+@example(seed=1918, prompts=1, layers=5, rules=True)
 def test_no_other_level_is_nearer(seed: int, prompts: int, layers: int, rules: bool) -> None:
     similarities = drawn(seed, prompts, layers)
     rule = DropRule(threshold=0.0, fill_gaps=rules, drop_tail=rules)
     wanted = random.Random(seed).randint(1, layers - 2)
     found = level_for(similarities, wanted, rule)
     gap = abs(mean_dropped(similarities, found, rule) - wanted)
-    values = sorted({v for row in similarities for v in row})
+    own = {v for row in similarities for v in row}
+    values = sorted(own | {v + rule.margin for v in own})
     levels = [values[0] - 1e-3, *((a + b) / 2 for a, b in pairwise(values)), values[-1] + 1e-3]
     tried = [mean_dropped(similarities, level, rule) for level in levels]
     assert gap <= min(abs(n - wanted) for n in tried) + 1e-9

@@ -107,6 +107,7 @@ def peer_python(tmp_path: Path) -> Path:
     return python
 
 
+@pytest.mark.slow
 def test_a_peer_in_a_python_of_its_own(peer_python: Path) -> None:
     assert check_peer(str(peer_python)) == str(peer_python)
     module, _, cls = parse_systems(["vllm"])[1].backend.partition(":")

@@ -17,7 +17,7 @@ from tests.pipeline.standin import StandInEngine
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
-@pytest.mark.parametrize("fault", ["loads", "load_deaths"])
+@pytest.mark.parametrize("fault", ["loads", pytest.param("load_deaths", marks=pytest.mark.slow)])
 def test_fault_10_a_first_load_that_fails_is_tried_again(tmp_path: Path, fault: str) -> None:
     table = prompts(12)
     config = config_of(tmp_path, table)

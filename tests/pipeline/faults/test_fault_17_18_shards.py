@@ -112,7 +112,7 @@ def test_fault_18_no_shard_that_can_be_used(tmp_path: Path) -> None:
         run(config, engine_factory=StandIn(refuses_to_load=True))
 
 
-@pytest.mark.parametrize("allowed", [False, True])
+@pytest.mark.parametrize("allowed", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_fault_18_a_shard_that_vanishes_between_scan_and_read(
     tmp_path: Path, allowed: bool
 ) -> None:

@@ -68,7 +68,7 @@ def test_every_row_of_every_drafter_is_plain_decodings(record: Record) -> None:
     assert {"main/plain", "main/draft-verify", "main/swift", "main/random"} <= names
     assert {"main/best-fixed", "main/admg", "main/admg-filled", "main/auto"} <= names
     plain = rows_in(record, "main/plain", "xsum", "sampled")
-    filled = rows_in(record, "main/admg-filled", "xsum", "sampled")
+    filled = rows_in(record, "main/admg-filled@xsum", "xsum", "sampled")
     assert plain is not None and filled is not None
     assert plain.passes == plain.committed and sum(filled.passes) < sum(plain.passes)
     assert set(plain.quality) == {"ROUGE-2", "ROUGE-L"} and not filled.quality
@@ -129,8 +129,8 @@ def test_full_batches_are_timed_as_a_whole(
     arguments = [*base, "--output", tmp_path, *only, "--timed-batch", "4"]
     done = CliRunner().invoke(main, [str(a) for a in arguments])
     assert done.exit_code == 0, done.output
-    # Plain decoding of everything comes first, then the five systems that are timed.
-    assert batches[-5:] == [(4, 6)] * 5 and len(order) == 10 and min(order) > 0
+    # Plain decoding of everything comes first, then the nine systems that are timed.
+    assert batches[-9:] == [(4, 6)] * 9 and len(order) == 18 and min(order) > 0
     page = (tmp_path / "paper.md").read_text()
     assert "turns of 6 prompts, 4 decoded together" in page and "whole turns" in page
     assert "Draft & Verify, its set for this kind of text, xsum, greedy" in page
@@ -170,7 +170,7 @@ def test_the_page_is_what_the_record_says(whole: Path, record: Record) -> None:
 
 def test_a_number_that_changes_in_the_record_changes_on_the_page(record: Record) -> None:
     before = render(record, {})
-    record.cells["main/admg-filled"]["rows"]["xsum/greedy"]["committed"][0] += 1
+    record.cells["main/admg-filled@xsum"]["rows"]["xsum/greedy"]["committed"][0] += 1
     assert render(record, {}) != before
     record.cells["control/1/admg"]["rows"]["xsum/greedy"]["identical"][0] = False
     same = lossless(record)

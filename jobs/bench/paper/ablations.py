@@ -46,14 +46,20 @@ def ablation_cells(
     """
     every = settings.sizes.every_ablation
     drafts = dict(_rules(num_layers, similarities, every))
+    drafts |= _margins(num_layers, similarities["mean"], every)
     drafts |= _guards(num_layers, every)
     drafts |= _refreshed(num_layers, every)
     drafts |= _equal_bytes(num_layers, mean_length, every)
     drafts |= _whole_layers(num_layers, similarities["mean"], every)
     drafts |= _filled(num_layers, every)
     sizes = settings.sizes
+
+    def tokens(name: str) -> int | None:
+        # A plan that is made anew needs time to show what it is worth.
+        return None if name.startswith("refresh/") else sizes.short
+
     return [
-        Cell(f"ablation/{name}", draft, settings.tasks, ("greedy",), sizes.ablated, sizes.short)
+        Cell(f"ablation/{name}", draft, settings.tasks, ("greedy",), sizes.ablated, tokens(name))
         for name, draft in drafts.items()
     ]
 
@@ -76,6 +82,14 @@ def _rules(
         drop = DropRule(count=count, fill_gaps=one, drop_tail=two)
         name = f"rules/count {count}/mean/{'on' if one else 'off'}/{'on' if two else 'off'}"
         yield name, DraftConfig(drop=drop, **_BASE)
+
+
+def _margins(num_layers: int, similarities: Similarities, every: bool) -> dict[str, DraftConfig]:
+    level = level_for(similarities, wanted_layers(SHARE, num_layers), _NO_RULES)
+    return {
+        f"margin/{margin}": DraftConfig(drop=DropRule(threshold=level, margin=margin), **_BASE)
+        for margin in ((0.0, 0.005, 0.02) if every else ())
+    }
 
 
 def _guards(num_layers: int, every: bool) -> dict[str, DraftConfig]:

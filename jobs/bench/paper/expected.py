@@ -19,13 +19,16 @@ def known_cells(settings: Settings, num_layers: int) -> list[Cell]:
     """
     tasks = settings.tasks
     nothing = {task: variants.fixed_set(()) for task in tasks}
+    levels = dict.fromkeys(tasks, 0.9)
     counts = [variants.wanted_layers(share, num_layers) for share in settings.sizes.levels]
     ranked: dict[str, dict[int, tuple[int, ...]]]
     ranked = {task: dict.fromkeys(counts, ()) for task in tasks}
     alike = {kind: [[0.9] * num_layers] for kind in means_of(settings)}
     return [
         variants.plain_cell(settings),
-        *variants.main_cells(settings, num_layers, nothing, dict.fromkeys(tasks, 0.9)),
+        *variants.main_cells(
+            settings, num_layers, variants.Calibrated(nothing, levels, levels, nothing)
+        ),
         *variants.control_cells(settings, num_layers, ranked),
         *variants.best_fixed_cells(settings, nothing),
         *ablation_cells(settings, num_layers, 1000.0, alike),

@@ -76,12 +76,18 @@ def left_out(rows: Sequence[Rows], shape: Shape) -> Left:
     return Left(mean, mean / whole, float(np.mean(keys)), float(np.mean(of_keys)))
 
 
-def modelled(rows: Sequence[Rows], shape: Shape, device: Device, batch: int) -> Counts:
-    """Seconds of plain decoding over seconds of drafting: a speedup, [K, N]."""
+def modelled(
+    rows: Sequence[Rows], shape: Shape, device: Device, batch: int, *, together: bool = False
+) -> Counts:
+    """Seconds of plain decoding over seconds of drafting: a speedup, [K, N].
+
+    Args:
+        together: all rows have the same set at any moment, whichever they ended with.
+    """
     over, under = [], []
     for part in rows:
         shared = None
-        if batch > 1:
+        if batch > 1 and not together:
             shared = len(set(part.dropped[0]).intersection(*part.dropped)) if part.dropped else 0
         pairs = [_row(part, i, shape, device, batch, shared) for i in range(len(part))]
         over.append([a for a, _ in pairs])

@@ -37,14 +37,12 @@ def rows_in(record: Record, name: str, task: str, law: str) -> Rows | None:
 def system_rows(record: Record, system: str, task: str, law: str) -> Sets:
     """The rows of a system of the main table: several sets where it stands for several."""
     others = [t for t in tasks_of(record) if t != task]
-    if system == "draft-verify-other":
-        names = [f"main/draft-verify@{t}" for t in others]
-    elif system in ("draft-verify", "admg", "best-fixed"):
-        names = [f"main/{system}@{task}"]
+    if system.endswith("-other"):
+        names = [f"main/{system.removesuffix('-other')}@{t}" for t in others]
     elif system == "random":
         names = [n for n in record.cells if n.startswith("main/random@")]
     else:
-        names = [f"main/{system}"]
+        names = [f"main/{system}" if system in ("plain", "auto") else f"main/{system}@{task}"]
     return [rows for n in names if (rows := rows_in(record, n, task, law)) is not None]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jobs.bench.paper.markdown import table
+from jobs.bench.paper.modelling import devices_of
 from jobs.bench.paper.numbers import both_laws, lossless, sets_of, tasks_of
 from jobs.bench.paper.page_ablations import ablation_tables
 from jobs.bench.paper.page_controls import answer, control_table, counts_of
@@ -68,9 +69,10 @@ def _head(record: Record) -> Iterator[str]:
         f"{state}"
     )
     same = lossless(record)
+    others = ", ".join(name for name in record.cells if _differs(record, name))
     yield (
         f"Lossless: {same.identical} of {same.rows} rows that a drafter has decoded have the "
-        "tokens of plain decoding."
+        f"tokens of plain decoding.{f' **Others are in: {others}.**' if others else ''}"
     )
     rows = [
         [
@@ -95,6 +97,11 @@ def _head(record: Record) -> Iterator[str]:
     ]
     yield table(head, rows)
     yield SETTING
+
+
+def _differs(record: Record, name: str) -> bool:
+    same = lossless(record, name)
+    return same.identical < same.rows
 
 
 def _answer(record: Record, drawn: dict[str, str]) -> Iterator[str]:
@@ -152,6 +159,10 @@ def _speed(record: Record) -> Iterator[str]:
     if any(name.startswith("main/") and name != "main/plain" for name in record.cells):
         yield "## Speedup, modelled"
         yield MODELLED
+        yield "; ".join(
+            f"{d.name}: {d.bandwidth / 1e9:,.0f} GB/s, {d.flops / 1e12:,.1f} TFLOP/s"
+            for d in devices_of(record.run)
+        )
         for law in both_laws():
             yield f"{law.capitalize()}:"
             yield modelled_table(record, law)

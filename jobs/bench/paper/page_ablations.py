@@ -19,6 +19,11 @@ GROUPS = {
         "A threshold is calibrated to drop that many layers with both rules off, so that rules add "
         "layers; a count keeps the number and changes the choice.",
     ),
+    "margin": (
+        "How far below the threshold the rules reach",
+        ("margin",),
+        "Both rules, at the threshold that drops that many layers without them.",
+    ),
     "guards": (
         "Layers that always stay",
         ("first", "last"),
@@ -27,7 +32,8 @@ GROUPS = {
     "refresh": (
         "Plans made anew while decoding",
         ("when",),
-        "From the similarities of verified tokens; the same number of dropped layers.",
+        "From the similarities of verified tokens; the same number of dropped layers. Completions "
+        "are as long as those of the main tables.",
     ),
     "bytes": (
         "What to leave out at equal keys and values saved",

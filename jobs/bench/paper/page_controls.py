@@ -81,8 +81,8 @@ def answer(record: Record) -> Iterator[str]:
                     parts.append(f"{_verdict(gap)} {name}: {signed(gap)}")
             yield (
                 f"- {count} of {layers} attention layers dropped, {law}: "
-                f"{with_error(value)} tokens per target pass. Per-input choice is "
-                f"{'; '.join(parts)}."
+                f"{with_error(value)} tokens per target pass over {own.prompts} prompts. "
+                f"Per-input choice is {'; '.join(parts)}."
             )
 
 

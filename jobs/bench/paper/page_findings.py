@@ -19,6 +19,7 @@ from jobs.bench.paper.numbers import (
     told,
 )
 from jobs.bench.paper.page_ablations import group_rows
+from jobs.bench.paper.page_controls import counts_of
 from jobs.bench.paper.record import Record
 from jobs.bench.paper.rows import Rows
 from jobs.devices import GPUS
@@ -28,6 +29,11 @@ _LAW = "greedy"
 
 def findings(record: Record) -> Iterator[str]:
     """A line for each comparison that was run, with its error and what it may depend on."""
+    if counts_of(record):
+        yield (
+            "Per-input choice against fixed and random sets: the answer at the top."
+            f"{_needs(record, 'With the layers of 13B to choose from it may be another.')}"
+        )
     yield from _systems(record)
     yield from _filling(record)
     yield from _bytes(record)
@@ -50,9 +56,8 @@ def _all(record: Record, system: str) -> Counts | None:
 
 
 def _systems(record: Record) -> Iterator[str]:
-    own, searched, other = (
-        _all(record, name) for name in ("admg", "draft-verify", "draft-verify-other")
-    )
+    names = ("admg", "draft-verify", "draft-verify-other", "admg-other")
+    own, searched, other, elsewhere = (_all(record, name) for name in names)
     if own is not None and searched is not None:
         yield (
             "ADMG against Draft & Verify with its set for the same text: tokens per target pass "
@@ -61,13 +66,20 @@ def _systems(record: Record) -> Iterator[str]:
         )
     if searched is not None and other is not None:
         yield (
-            f"Draft & Verify's sets for other text instead of the same: {_gap(other, searched)}; "
-            "ADMG's thresholds from other text: see the tables above."
+            f"Draft & Verify's sets for other text instead of the same: {_gap(other, searched)}."
+            f"{_needs(record, 'Needs 13B.')}"
+        )
+    if own is not None and elsewhere is not None:
+        yield (
+            f"ADMG's thresholds from other text instead of the same: {_gap(elsewhere, own)}."
             f"{_needs(record, 'Needs 13B.')}"
         )
     filled = _all(record, "admg-filled")
     if own is not None and filled is not None:
-        yield f"Hole filling in the published setting: {_gap(filled, own)} over ADMG alone."
+        yield (
+            f"Hole filling in the published setting: {_gap(filled, own)} over ADMG alone."
+            f"{_needs(record, 'How much it gains needs 13B.')}"
+        )
 
 
 def _sizes(record: Record) -> str:

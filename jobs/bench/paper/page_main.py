@@ -43,6 +43,9 @@ from jobs.devices import GPUS
 from jobs.evaluation.tasks import TASKS
 
 _COMPARED = ("best-fixed", "random")
+# One set at any moment for all rows, whichever set a row ended with.
+_TOGETHER = ("swift",)
+_CALIBRATED = {"draft-verify": "Draft & Verify's sets", "admg": "ADMG's thresholds"}
 
 
 def main_table(record: Record, task: str, law: str) -> str:
@@ -86,6 +89,8 @@ def quality(record: Record, task: str, law: str) -> str | None:
     text = record.about["texts"][task]
     rows = rows_in(record, "main/plain", task, law)
     scores = [m for m in text["metrics"] if rows is not None and m in rows.quality]
+    if rows is not None and not text["metrics"]:
+        return "pass@1 is not measured: the code that the model writes was not run (`--run-code`)."
     if rows is None or not scores:
         return None
     found = ", ".join(f"{m} {with_error(told(rows.score(m)), '.3f')}" for m in scores)
@@ -107,7 +112,7 @@ def compared_table(record: Record, law: str) -> str:
     """In the published setting: how far systems are from the controls, in tokens per pass."""
     head = ["system, text", *(f"minus {SYSTEMS[c]}" for c in _COMPARED)]
     rows = []
-    for system in ("admg", "draft-verify", "swift", "admg-filled"):
+    for system in ("admg", "admg-filled"):  # of equal size
         for task in tasks_of(record):
             own = system_rows(record, system, task, law)
             others = [system_rows(record, c, task, law) for c in _COMPARED]
@@ -127,8 +132,11 @@ def modelled_table(record: Record, law: str) -> str:
             sets = system_rows(record, system, task, law)
             if not sets or system == "plain" or system in CHANGING:
                 continue
+            together = system in _TOGETHER
             found = [
-                with_error(told(modelled(sets, shape, d, b))) for d in devices for b in BATCHES
+                with_error(told(modelled(sets, shape, d, b, together=together)))
+                for d in devices
+                for b in BATCHES
             ]
             rows.append([f"{name}, {task}", *found])
     return table(head, rows)
@@ -167,7 +175,7 @@ def robustness_tables(record: Record, law: str) -> Iterator[tuple[str, str]]:
     """For Draft & Verify's sets and ADMG's thresholds: calibrated on A, run on B."""
     tasks = tasks_of(record)
     shape, device = shape_of(record.about), GPUS[NAMED[0]]
-    for system in ("draft-verify", "admg"):
+    for system, name in _CALIBRATED.items():
         rows = []
         for a in tasks:
             cells = []
@@ -184,4 +192,4 @@ def robustness_tables(record: Record, law: str) -> Iterator[tuple[str, str]]:
                 cells.append(f"{value}{gap} [{own.mean_dropped:.1f} dropped; {worth}]")
             rows.append([a, *cells])
         if any(c != NONE for row in rows for c in row[1:]):
-            yield SYSTEMS[system], table(["calibrated on", *(f"run on {b}" for b in tasks)], rows)
+            yield name, table(["calibrated on", *(f"run on {b}" for b in tasks)], rows)

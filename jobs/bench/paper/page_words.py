@@ -4,7 +4,8 @@ SETTING = """\
 All systems decode the same prompts with the same noise (shared-noise verification), so a row's text
 is plain decoding's whatever drafts it, and the quality of all systems is that of the model. ± is
 the standard error, intervals are 95 %, both by the bootstrap over prompts; differences are
-resampled in pairs. Where a system is several random sets, these are resampled too. Tokens per
+resampled in pairs. Of few prompts (the table above; fewer in ablations and timed turns) such
+intervals come out too narrow. Where a system is several sets, these are resampled too. Tokens per
 target pass count recovered and bonus tokens and leave the prefill out. What a draft pass saves is
 in bytes of bf16 for one sequence. The controller's choices go by measured time, so its row depends
 on the machine and on how many sequences were counted together; it changes how it drafts while it
@@ -33,7 +34,7 @@ were not available to us. A layer whose mean cosine between its attention's inpu
 residual stream, over the prompt) is at or above a threshold is dropped. Rule 1, as we read it: a
 kept layer between two dropped ones is dropped too if it is at most a margin (0.005) below the
 threshold. Rule 2, as we read it: so is the run of layers before the last one. The first and the
-last layer stay. Each of these is a parameter with an ablation above."""
+last layer stay. Each of these is a parameter; their ablations are above where they were run."""
 
 MISSING = """\
 - The paper's own numbers: its result tables and the drafting thresholds were not available, so
@@ -41,6 +42,11 @@ MISSING = """\
   bound by kernel launches at batch 1, which this engine is not.
 - Models other than the one that is named above: the same command with `--model` runs Llama-2-13B,
   -Chat and CodeLlama-13B, which the paper used.
+- Draft & Verify as its authors ran it: their search tries 1,000 sets on longer texts, this one as
+  many as `--trials` says on few. Their exit's threshold goes on from one prompt to the next: with
+  steps of a thousandth it hardly moves within one completion, so that where it is not carried on
+  the exit is nearly a fixed 0.6. The carried one goes over all rows of a text, both laws together.
+- pass@1 by several samples: each prompt has one completion here.
 - SWIFT itself: what is compared is its idea, a set searched for while serving, by our own search
   and without its token tree. Its rows depend on the order of the prompts.
 - XSum's own documents, where the source above names others in their place."""

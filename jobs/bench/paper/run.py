@@ -61,9 +61,7 @@ class Counting:
         for task in settings.tasks:
             self._find_set(task)
         self._decode(variants.plain_cell(settings))
-        self._decode_all(
-            variants.main_cells(settings, self._layers, self.sets(), self.thresholds())
-        )
+        self._decode_all(variants.main_cells(settings, self._layers, self.found()))
         self._decode_all(variants.control_cells(settings, self._layers, self._ranked()))
         for share in settings.sizes.levels:
             count = variants.wanted_layers(share, self._layers)
@@ -89,16 +87,19 @@ class Counting:
             self._progress.expect(cell.name, sum(r.sampling.max_tokens for r in requests))
         return wanted
 
-    def thresholds(self) -> dict[str, float]:
-        """ADMG's, by the task whose held-out prompts they are calibrated on."""
-        wanted = variants.wanted_layers(variants.SHARE, self._layers)
+    def found(self) -> variants.Calibrated:
+        """What there is so far to make drafters of."""
+        whole, half = (self._thresholds(variants.SHARE / parts) for parts in (1, 2))
+        return variants.Calibrated(self._sets(), whole, half, self._best())
+
+    def _thresholds(self, share: float) -> dict[str, float]:
+        wanted = variants.wanted_layers(share, self._layers)
         rule = DropRule(threshold=0.0)
         return {
             task: level_for(rows, wanted, rule) for task, rows in self._similarities("mean").items()
         }
 
-    def sets(self) -> dict[str, DropRule]:
-        """Draft & Verify's, by the task that they were searched on."""
+    def _sets(self) -> dict[str, DropRule]:
         cells = {t: self._record.cells.get(f"search/{t}") for t in self._settings.tasks}
         return {
             task: variants.fixed_set(cell["attention"], cell["mlps"])

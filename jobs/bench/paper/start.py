@@ -156,11 +156,10 @@ def _count(
     search = searcher(settings, decoder)
     counting = Counting(settings, decoder, record, keep, progress, search)
     counting.run()
-    sets, thresholds = counting.sets(), counting.thresholds()
-    layers = checked.config.num_layers
+    found, layers = counting.found(), checked.config.num_layers
     del counting, search, decoder
     gc.collect()  # the timed model takes its place
-    return lambda task: timed_drafts(task, sets, thresholds, layers)
+    return lambda task: timed_drafts(settings, layers, found, task)
 
 
 def _time(

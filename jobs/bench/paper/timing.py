@@ -24,8 +24,8 @@ from jobs.bench.paper.tasks import Task
 from jobs.bench.paper.variants import PLAIN
 from jobs.bench.probe import synchronize
 
-# Five systems, and a token costs about twice as much where few sequences share a pass.
-_WORTH = 10
+# Ten systems, and a token costs about twice as much where few sequences share a pass.
+_WORTH = 20
 Drafts = Callable[[str], Mapping[str, DraftConfig]]
 
 

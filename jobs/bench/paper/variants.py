@@ -8,10 +8,11 @@ draft has 4 tokens, so that tokens per target pass compare the choice of layers 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from admg.config import DraftConfig
-from admg.draft_rules import DropRule, RandomSets, SearchedSets, WindowRule
+from admg.draft_rules import DropRule, ExitRule, RandomSets, SearchedSets, WindowRule
 from jobs.bench.paper.cells import Cell
 from jobs.bench.paper.decoding import WINDOW
 from jobs.bench.paper.settings import LAWS, Settings
@@ -39,14 +40,30 @@ SYSTEMS = {
     "plain": "plain decoding",
     "draft-verify": "Draft & Verify, its set for this kind of text",
     "draft-verify-other": "Draft & Verify, its sets for other text",
+    "draft-verify-carried": "Draft & Verify, threshold carried on (depends on the order)",
     "swift": "SWIFT-like, searched while decoding (depends on the order)",
     "random": "random sets of equal size",
     "best-fixed": "best fixed set in hindsight",
     "admg": "ADMG, our reading",
+    "admg-other": "ADMG, thresholds for other text",
     "admg-filled": "ADMG + hole filling",
     "admg-budgets": "ADMG + hole filling + attention budgets",
     "auto": "the controller, which also looks up (depends on the clock)",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Calibrated:
+    """What drafters were calibrated to be, by the task whose held-out prompts they are for.
+
+    `sets` are Draft & Verify's; `thresholds` are ADMG's for a quarter of the attention layers,
+    `halves` for half as many; `best` are the best fixed sets, in hindsight.
+    """
+
+    sets: Mapping[str, DropRule]
+    thresholds: Mapping[str, float]
+    halves: Mapping[str, float]
+    best: Mapping[str, DropRule]
 
 
 def wanted_layers(share: float, num_layers: int) -> int:
@@ -66,39 +83,61 @@ def plain_cell(settings: Settings) -> Cell:
     )
 
 
-def main_cells(
-    settings: Settings,
-    num_layers: int,
-    sets: Mapping[str, DropRule],
-    thresholds: Mapping[str, float],
-) -> list[Cell]:
-    """The systems of the main table but for the best fixed set, and of the robustness table.
-
-    Args:
-        sets: Draft & Verify's, by the task that they were searched on.
-        thresholds: ADMG's, by the task that they were calibrated on.
-    """
-    count = wanted_layers(SHARE, num_layers)
-    searched = SearchedSets(count, round(count * MLPS), seed=settings.seed)
+def main_cells(settings: Settings, num_layers: int, found: Calibrated) -> list[Cell]:
+    """The systems of the main table but for the best fixed set, and of the robustness table."""
     drafts: dict[str, DraftConfig] = {}
-    for task, found in sets.items():
-        drafts[f"draft-verify@{task}"] = DraftConfig(drop=found, **_PAPER)
-    drafts["swift"] = DraftConfig(sets=searched, **_PAPER)
+    for task, chosen in found.sets.items():
+        drafts[f"draft-verify@{task}"] = DraftConfig(drop=chosen, **_PAPER)
     for i in range(settings.sizes.random_sets):
-        drafts[f"random@{i}"] = DraftConfig(
-            sets=RandomSets(count, seed=_seed(settings, i)), **_PAPER
-        )
-    for task, threshold in thresholds.items():
-        drafts[f"admg@{task}"] = DraftConfig(drop=DropRule(threshold=threshold), **_PAPER)
-    extended = _PAPER | {"hole_filling": True}
-    drop = DropRule(count=count)
-    drafts["admg-filled"] = DraftConfig(drop=drop, **extended)
-    half = DropRule(count=wanted_layers(SHARE / 2, num_layers))
+        drafts[f"random@{i}"] = random_draft(settings, num_layers, i)
+    for task in found.thresholds:
+        drafts[f"admg@{task}"] = admg_draft(found, task)
+    drafts["auto"] = auto_draft(num_layers)
+    sizes = (tuple(LAWS), settings.sizes.prompts)
+    cells = [Cell(f"main/{name}", draft, settings.tasks, *sizes) for name, draft in drafts.items()]
+    # On the text that they are calibrated on, or search on, alone.
+    for task in settings.tasks:
+        own = own_drafts(settings, num_layers, found, task)
+        cells += [Cell(f"main/{name}@{task}", d, (task,), *sizes) for name, d in own.items()]
+    return cells
+
+
+def own_drafts(
+    settings: Settings, num_layers: int, found: Calibrated, task: str
+) -> dict[str, DraftConfig]:
+    """The systems that see no other text than that of a task."""
+    drafts = {"swift": swift_draft(settings, num_layers)}
+    if task in found.sets:
+        carried = ExitRule(carry=True)
+        drafts["draft-verify-carried"] = DraftConfig(drop=found.sets[task], exit=carried, **_PAPER)
+    drafts["admg-filled"] = replace(admg_draft(found, task), hole_filling=True)
+    half = DropRule(threshold=found.halves[task])
     windows = WindowRule(share=0.5, window=WINDOW)
-    drafts["admg-budgets"] = DraftConfig(drop=half, windows=windows, **extended)
-    drafts["auto"] = DraftConfig(drafter="auto", drop=drop, lookup_store_tokens=0)
-    every = (settings.tasks, tuple(LAWS), settings.sizes.prompts)
-    return [Cell(f"main/{name}", draft, *every) for name, draft in drafts.items()]
+    drafts["admg-budgets"] = replace(drafts["admg-filled"], drop=half, windows=windows)
+    return drafts
+
+
+def admg_draft(found: Calibrated, task: str) -> DraftConfig:
+    """ADMG in the published setting, its threshold calibrated on a task."""
+    return DraftConfig(drop=DropRule(threshold=found.thresholds[task]), **_PAPER)
+
+
+def auto_draft(num_layers: int) -> DraftConfig:
+    """The controller."""
+    drop = DropRule(count=wanted_layers(SHARE, num_layers))
+    return DraftConfig(drafter="auto", drop=drop, lookup_store_tokens=0)
+
+
+def random_draft(settings: Settings, num_layers: int, i: int) -> DraftConfig:
+    """The i-th draw of random sets, one a prompt."""
+    sets = RandomSets(wanted_layers(SHARE, num_layers), seed=_seed(settings, i))
+    return DraftConfig(sets=sets, **_PAPER)
+
+
+def swift_draft(settings: Settings, num_layers: int) -> DraftConfig:
+    """A search while decoding, for as many attention layers, and MLPs in the published ratio."""
+    count = wanted_layers(SHARE, num_layers)
+    return DraftConfig(sets=SearchedSets(count, round(count * MLPS), seed=settings.seed), **_PAPER)
 
 
 def best_fixed_cells(settings: Settings, best: Mapping[str, DropRule]) -> list[Cell]:
@@ -155,17 +194,24 @@ def fixed_control(
 
 
 def timed_drafts(
-    task: str, sets: Mapping[str, DropRule], thresholds: Mapping[str, float], num_layers: int
+    settings: Settings, num_layers: int, found: Calibrated, task: str
 ) -> dict[str, DraftConfig]:
-    """The systems that are timed on a task, plain decoding first."""
-    extended = _PAPER | {"hole_filling": True}
-    drop = DropRule(count=wanted_layers(SHARE, num_layers))
+    """The systems that are timed on a task, plain decoding first; one of each kind."""
     drafts = {"plain": PLAIN}
-    if task in sets:
-        drafts["draft-verify"] = DraftConfig(drop=sets[task], **_PAPER)
-    drafts["admg"] = DraftConfig(drop=DropRule(threshold=thresholds[task]), **_PAPER)
-    drafts["admg-filled"] = DraftConfig(drop=drop, **extended)
-    drafts["auto"] = DraftConfig(drafter="auto", drop=drop, lookup_store_tokens=0)
+    if task in found.sets:
+        drafts["draft-verify"] = DraftConfig(drop=found.sets[task], **_PAPER)
+    other = next((t for t in found.sets if t != task), None)
+    if other is not None:
+        drafts["draft-verify-other"] = DraftConfig(drop=found.sets[other], **_PAPER)
+    own = own_drafts(settings, num_layers, found, task)
+    drafts["swift"] = own["swift"]
+    drafts["random"] = random_draft(settings, num_layers, 0)
+    if task in found.best:
+        drafts["best-fixed"] = DraftConfig(drop=found.best[task], **_PAPER)
+    drafts["admg"] = admg_draft(found, task)
+    drafts["admg-filled"] = own["admg-filled"]
+    drafts["admg-budgets"] = own["admg-budgets"]
+    drafts["auto"] = auto_draft(num_layers)
     return drafts
 
 

@@ -27,8 +27,9 @@ NONE = Chance(0.0, 0.0)
 LOOKUP_LIMITS = (1, 2, 3, 4, 6, 8, 12)
 # A draft must promise this much more than plain decoding: the model of the costs is only a model.
 MARGIN = 1.03
-# And this much more in a batch of `FULL` and above, less in smaller ones: rows that end at various
-# times leave extents of different sizes, and all later rounds cost more (deploy/records).
+# And this much more on a CPU in a batch of `FULL` and above, less in smaller ones: rows that end at
+# various times leave extents of different sizes there, and all later rounds cost more
+# (deploy/records).
 STAGGERED = 0.35
 FULL = 16
 # Before anything is known, by (found in the store, length of the matched suffix).
@@ -79,13 +80,15 @@ class Controller:
     """Chooses for one engine.
 
     `target` and `own` are the seconds of a target pass and of one self-draft pass, the latter by
-    the share of KV heads that it limits; `own` is empty where there is no self-drafting. `trust`
+    the share of KV heads that it limits; `own` is empty where there is no self-drafting.
+    `staggered` is what a full batch must promise beside `MARGIN`. `trust`
     is how much of the expected speed drafts have brought of late, by drafter and size of the
     batch, `rounds` how often each kind was chosen, `limited` the acceptance of drafts by share.
     """
 
     target: PassCost
     own: dict[float, PassCost]
+    staggered: float = STAGGERED
     lookup: dict[tuple[bool, int], Acceptance] = field(
         default_factory=lambda: {kind: Acceptance() for kind in LOOKUP_PRIOR}
     )
@@ -103,15 +106,18 @@ class Controller:
         """The choice for the next round."""
         count = len(sequences)
         plain = self.target.estimate(count, context)
-        best = Bid("plain", Choice.plain(count), count / plain, _margin(count) * count / plain)
+        margin = self._margin(count)
+        best = Bid("plain", Choice.plain(count), count / plain, margin * count / plain)
+        least = best.rate
         own = max(self._own_bids(sequences, context), key=lambda b: b.rate, default=None)
         if own is not None:
-            margin = _margin(count)
             levels = (margin, margin + 1 - MARGIN)
             if self.standing.choose(own.rate, best.expected, *levels):
                 best = own
         for bid in self._lookup_bids(sequences, proposals, context, plain):
-            best = max(best, bid, key=lambda b: b.rate)
+            # A self-draft that is only tried out is no measure for lookup: plain decoding is.
+            if bid.rate > max(best.rate, least):
+                best = bid
         self.rounds[best.name] = self.rounds.get(best.name, 0) + 1
         self.last = best
         return best.choice
@@ -184,7 +190,7 @@ class Controller:
     def own_may_pay(self, most: int) -> bool:
         """Whether self-drafts of up to `most` tokens can win here, were nearly all accepted."""
         return any(
-            self._own_rate(share, count, context, k, OPTIMISTIC) * plain > _margin(count)
+            self._own_rate(share, count, context, k, OPTIMISTIC) * plain > self._margin(count)
             for count in self.target.sizes
             for context in self.target.contexts
             for plain in (self.target.estimate(count, context) / count,)
@@ -280,9 +286,8 @@ class Controller:
         both = [self.target.estimate(count, context, n) for n in (mean, longest)]
         return 0.75 * both[0] + 0.25 * both[1]
 
-
-def _margin(count: int) -> float:
-    return MARGIN + STAGGERED * min(1.0, (count - 1) / (FULL - 1))
+    def _margin(self, count: int) -> float:
+        return MARGIN + self.staggered * min(1.0, (count - 1) / (FULL - 1))
 
 
 def _share(s: Sequence, known: dict[float, PassCost]) -> float:

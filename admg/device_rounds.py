@@ -118,7 +118,7 @@ class DeviceRounds:
         mine: list[int] = []
         theirs: list[int] = []
         for i, s in enumerate(sequences):
-            (mine if self._serves(s) else theirs).append(i)
+            (mine if _serves(s, config.self_drafts) else theirs).append(i)
         if not mine:
             return self._host.play(sequences, drafted, drafting, context, config)
         if not theirs:
@@ -208,16 +208,6 @@ class DeviceRounds:
             done.record(torch.cuda.current_stream(device))
             done.synchronize()
 
-    @staticmethod
-    def _serves(s: Sequence) -> bool:
-        """Whether the device's rounds have all that this sequence asks for now."""
-        return (
-            s.request.sampling.repetition_penalty == 1
-            and s.learned.similarity_sums is None
-            and s.learned.unit_sums is None
-            and len(s.stops) <= MOST_STOPS
-        )
-
     def _key(
         self,
         sequences: list[Sequence],
@@ -288,3 +278,13 @@ class DeviceRounds:
         if seconds > verifying:  # else the estimate is off, and says nothing of the drafts
             drafting.observe_own(sequences, drafted.draft, context, seconds - verifying)
         return Played(verdicts, seconds - verifying, verifying)
+
+
+def _serves(s: Sequence, learns: bool) -> bool:
+    """Whether the device's rounds have all that this sequence asks for now.
+
+    What plans are made anew from is learned on the host, in rounds that are learned from at all.
+    """
+    remade = s.learned.similarity_sums is not None or s.learned.unit_sums is not None
+    usual = s.request.sampling.repetition_penalty == 1 and len(s.stops) <= MOST_STOPS
+    return usual and not (learns and remade)

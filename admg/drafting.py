@@ -7,7 +7,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 
 from admg.config import DraftConfig, EngineConfig
-from admg.controller import Choice, Controller
+from admg.controller import STAGGERED, Choice, Controller
 from admg.draft_rules import SearchedSets
 from admg.drafters.confidence_exit import ExitStart
 from admg.drafters.draft import Draft
@@ -81,7 +81,8 @@ class Drafting:
             self._ngram = NgramDrafter(keep_laws, store)
         self._controller: Controller | None = None
         if draft.drafter == "auto":
-            self._controller = Controller(cost, own_costs)
+            staggered = STAGGERED if model.device.type == "cpu" else 0.0
+            self._controller = Controller(cost, own_costs, staggered)
         self._exits: ExitStart | None = None
         if draft.exit_threshold is not None:
             self._exits = ExitStart(draft.exit_threshold, draft.exit)

@@ -95,8 +95,8 @@ class Engine:
         self._scheduler = Scheduler(config, self._arena, frozenset(eos_token_ids))
         self._by_rejection = config.draft.by_rejection
         sizes = (config.max_num_seqs, size.max_model_len, self._arena.num_slots)
-        automatic = config.draft.drafter == "auto"
-        self._cost = PassCost.for_engine(*sizes, DRAFTED if automatic else (1,))
+        self._chooses = config.draft.drafter == "auto"
+        self._cost = PassCost.for_engine(*sizes, DRAFTED if self._chooses else (1,))
         shares = config.draft.window_shares or (0.0,)
         self._own_costs = {share: PassCost.for_engine(*sizes) for share in shares}
         self._drafting: Drafting | None = None
@@ -213,7 +213,9 @@ class Engine:
         if drafting is not None:
             drafted = drafting.open(sequences, context, plain)
         opening = time.perf_counter() - start if drafting is not None else 0.0
-        config = self._unwatched if plain else self._draft
+        # Plain is plain: where the controller drafts nothing of the model's own, nobody learns.
+        idle = plain or (self._chooses and not any(drafted.choice.own))
+        config = self._unwatched if idle else self._draft
         played = self._way.play(sequences, drafted, drafting, context, config)
         draft, verdicts = drafted.draft, played.verdicts
         self._counters.draft_seconds += played.draft_seconds
@@ -222,7 +224,7 @@ class Engine:
         seconds = time.perf_counter() - start
         step = seconds
         if self._drafting is not None:
-            told = plain or self._draft.windows is None
+            told = idle or self._draft.windows is None
             step = plain_seconds(self._cost, draft, context, seconds - opening, told)
         done = []
         for i, (s, verdict) in enumerate(zip(sequences, verdicts, strict=True)):

@@ -20,7 +20,7 @@ from admg.engine import Engine
 from admg.families import ModelConfig, read_model_config
 from admg.memory import arena_size
 from admg.model import Transformer
-from admg.plan import check_layers
+from admg.plan import check_count, check_layers
 from admg.request import Completion, Request
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ class LLM:
         kind = load_dtype(dtype, device)
         shape = read_model_config(path)
         check_layers(engine.draft, shape.num_layers)
+        check_count(engine.draft.drop, shape.num_layers)
         arena_size(shape, kind, device, engine)  # refused before weights are read
         low_bit = engine.draft.low_bit
         model = Transformer.load(path, dtype=kind, device=device, low_bit=low_bit, on_load=on_load)
@@ -119,4 +120,5 @@ def longest_sequence(path: str | Path, engine: EngineConfig, dtype: str = "auto"
         engine = replace(engine, kv_budget_bytes=_BOUNDLESS)
     shape = read_model_config(path)
     check_layers(engine.draft, shape.num_layers)
+    check_count(engine.draft.drop, shape.num_layers)
     return arena_size(shape, kind, "cpu", engine).max_model_len

@@ -41,6 +41,7 @@ class PassCost:
         self._drift = dict.fromkeys(tokens, 1.0)
         # What the latest passes say of the drift.
         self._latest = {t: [1.0, 1.0] for t in tokens}
+        self._asked: tuple[tuple[int, float], list[float]] = ((0, 0.0), [])
 
     @classmethod
     def for_engine(
@@ -81,11 +82,15 @@ class PassCost:
                         self._grid[size, self.contexts[j - 1], tokens] if j else 0.0,
                     ]
                     self._grid[size, context, tokens] = max(seconds, *below)
+        self._asked = ((0, 0.0), [])
 
     def estimate(self, sequences: int, context: float, tokens: float = 1) -> float:
         """Seconds of a pass, interpolated, and extrapolated past the grid's upper ends."""
-        by_tokens = [self._drift[t] * self._at(sequences, context, t) for t in self.tokens]
-        return _interpolate(self.tokens, by_tokens, tokens)
+        # A controller asks for many numbers of tokens of one batch.
+        if self._asked[0] != (sequences, context):
+            by_tokens = [self._drift[t] * self._at(sequences, context, t) for t in self.tokens]
+            self._asked = ((sequences, context), by_tokens)
+        return _interpolate(self.tokens, self._asked[1], tokens)
 
     def observe(self, sequences: int, context: float, seconds: float, tokens: float = 1) -> None:
         """Take a real pass into account, for passes of about as many tokens.
@@ -105,6 +110,7 @@ class PassCost:
         decay = FASTER_DECAY if ratio < FASTER else DRIFT_DECAY
         drift *= decay + (1 - decay) * min(ratio, MOST_RATIO)
         self._drift[column] = max(drift, LEAST_DRIFT)
+        self._asked = ((0, 0.0), [])
 
     def table(self) -> list[tuple[int, int, int, float]]:
         """What passes cost now: (sequences, context, tokens, seconds) for each point timed."""

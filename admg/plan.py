@@ -118,6 +118,21 @@ def check_layers(draft: DraftConfig, num_layers: int) -> None:
             )
 
 
+def check_count(rule: DropRule, num_layers: int) -> None:
+    """Refuse to drop more attention layers than the model can do without. (Engines drop the most.)
+
+    Raises:
+        ValueError: naming the number and what it may be.
+    """
+    kept = rule.keep_first + rule.keep_last
+    most = max(num_layers - kept, 0)
+    if rule.count is not None and rule.count > most:
+        raise ValueError(
+            f"drop_layers is {rule.count}: it must be at most {most}, for the model has "
+            f"{num_layers} layers, of which {kept} stay"
+        )
+
+
 def choose_dropped(similarity: Sequence[float], rule: DropRule) -> tuple[int, ...]:
     """The attention layers that `rule` drops, ascending.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from admg.checkpoint import load_dtype
 from admg.low_bit import check_low_bit
 from pipeline.blocks import calls_in_flight, rows_per_block, rows_per_call
 from pipeline.cluster import Cluster
@@ -46,11 +47,12 @@ def layout_of(
 
     Raises:
         ValueError: actors that the machine started here cannot hold (a cluster may still grow), or
-            draft weights that GPUs have no kernels for.
+            draft weights that there are no kernels for, on GPUs or on CPUs.
     """
     gpus = gpus_per_actor(config, cluster)
-    if gpus and config.engine.draft.low_bit is not None:
-        check_low_bit(config.engine.draft.low_bit, "cuda")
+    if config.engine.draft.low_bit is not None:
+        device = "cuda" if gpus else "cpu"
+        check_low_bit(config.engine.draft.low_bit, device, load_dtype(config.dtype, device))
     actors = config.actors
     if shrunk and gpus:
         actors = max(1, min(actors, int(cluster.gpus // gpus)))

@@ -121,13 +121,12 @@ def model_path(model: str) -> str:
 
 
 def _check_drop(system: System, config: ModelConfig) -> None:
-    rule = draft_config(system).drop
-    most = config.num_layers - rule.keep_first - rule.keep_last
-    if rule.count is not None and rule.count > most:
-        raise ValueError(
-            f"--system {system.name}: drop is {rule.count}: it must be at most {max(most, 0)}, "
-            f"for the model has {config.num_layers} layers and the first and the last one stay"
-        )
+    from admg.plan import check_count
+
+    try:
+        check_count(draft_config(system).drop, config.num_layers)
+    except ValueError as error:
+        raise ValueError(f"--system {system.name}: {error}") from error
 
 
 def run(plan: Plan, say: Say, on_cell: Callable[[Report], None]) -> Report:

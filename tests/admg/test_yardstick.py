@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from admg.config import SamplingParams
+from admg.controller import Choice, Controller
 from admg.draft_rules import WindowRule
 from admg.drafting import Drafting
 from admg.engine import Engine
@@ -83,6 +84,45 @@ def test_nobody_learns_from_a_yardstick(
     assert_identical(model, requests, *ids)
 
 
+@pytest.mark.parametrize("tries", [False, True], ids=["plain", "self-drafts"])
+def test_plain_is_plain_where_the_controller_chooses(
+    model: Transformer, monkeypatch: pytest.MonkeyPatch, tries: bool
+) -> None:
+    """Nobody looks on while it drafts nothing of the model's own; else holes are learned."""
+    prompts = random_prompts(model.config.vocab_size, [30, 20])
+    requests = requests_for(prompts, [LAWS[0], LAWS[1]])
+    choose = Controller.choose
+
+    def chosen(self: Controller, sequences: Any, *args: Any) -> Choice:
+        choose(self, sequences, *args)
+        count = len(sequences)
+        return Choice([0] * count, [min(2, s.draft_limit) * tries for s in sequences])
+
+    monkeypatch.setattr(Controller, "own_may_pay", lambda *_: True)
+    monkeypatch.setattr(Controller, "choose", chosen)
+    watched: list[bool] = []
+    forward = model.forward
+
+    def noted(batch: Any, *args: Any, **more: Any) -> Any:
+        if more.get("members") is None and batch.segments[0].start:
+            watched.append(bool(more.get("observers")))
+        return forward(batch, *args, **more)
+
+    draft = drafting(2, drafter="auto", windows=None)
+    engine = Engine(model, engine_config(draft, max_num_seqs=2), eos_token_ids=[])
+    for request in requests:
+        engine.submit(request)
+    done = {c.key: c for c in engine.step()}  # the warm-up is over
+    monkeypatch.setattr(model, "forward", noted)
+    while engine.has_work:
+        done |= {c.key: c for c in engine.step()}
+    monkeypatch.undo()
+    assert len(watched) > 5 and any(watched) == tries
+    reference = decode(model, requests, engine_config())
+    ids = [[d[r.key].token_ids for r in requests] for d in (done, reference)]
+    assert_identical(model, requests, *ids)
+
+
 @pytest.mark.parametrize("windows", [None, WindowRule(share=0.5, window=8)])
 def test_looking_up_and_trying_limits_is_no_part_of_a_plain_step(
     model: Transformer,
@@ -116,5 +156,5 @@ def test_looking_up_and_trying_limits_is_no_part_of_a_plain_step(
     list(engine.generate(requests_for(prompts, LAWS[1])))
     plain = [seconds for seconds, tokens in seen if tokens == 1]
     assert plain and set(plain) == {0.0}
-    if windows is not None:
-        assert len(plain) <= engine._rounds // EVERY, "others are watched, so they say nothing"
+    # Not only those that are plain on purpose: the controller's own are as plain.
+    assert len(plain) > engine._rounds // EVERY

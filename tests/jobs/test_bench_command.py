@@ -119,7 +119,7 @@ def test_the_controller_explains_itself(
 def test_what_the_model_cannot_do_is_refused(admg_batch: Call, common: list[object]) -> None:
     result = admg_batch("bench", "drops", *common, "--drop", 4)
     assert result.exit_code == 2
-    assert "drop is 4: it must be at most 3, for the model has 5 layers" in result.stderr
+    assert "drop_layers is 4: it must be at most 3, for the model has 5 layers" in result.stderr
     result = admg_batch("bench", "engine", *common, "--max-tokens", 500)
     assert result.exit_code == 2
     assert "workload code has a prompt of 21 tokens: the model has room for 12" in result.stderr

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from admg.config import EngineConfig
+from admg.config import DraftConfig, EngineConfig
+from admg.draft_rules import DropRule
 from pipeline.factory import ModelFactory
 
 
@@ -15,5 +16,8 @@ def test_models_that_cannot_be_served_are_refused_before_loading(tiny_chat_model
     assert ModelFactory(str(tiny_chat_model), EngineConfig(max_model_len=99)).check() == 99
     with pytest.raises(ValueError, match=r"max_model_len is 513: it must be at most"):
         ModelFactory(str(tiny_chat_model), EngineConfig(max_model_len=513)).check()
-    with pytest.raises(ValueError):
+    many = EngineConfig(draft=DraftConfig(drop=DropRule(count=4)))
+    with pytest.raises(ValueError, match="drop_layers is 4: it must be at most 3, for the model"):
+        ModelFactory(str(tiny_chat_model), many).check()
+    with pytest.raises(ValueError, match="nowhere"):
         ModelFactory(str(tiny_chat_model / "nowhere"), EngineConfig()).check()

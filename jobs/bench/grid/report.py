@@ -79,6 +79,8 @@ def goals(cells: Sequence[CellRatios]) -> Iterator[Goal]:
     yield Goal("decoding, copying, batch 16", 1.15, mean(at(16, "copying")))
     floor = worst(cells)
     yield Goal("end to end, worst cell", 0.97, None if floor is None else median(floor.whole))
+    slowest = min((median(c.decode) for c in cells if c.decode), default=None)
+    yield Goal("decoding, worst cell", 0.97, slowest)
 
 
 def worst(cells: Sequence[CellRatios]) -> CellRatios | None:

@@ -133,7 +133,9 @@ def time_grid(
             say(f"[{number + 1}/{len(cells)}] {cell}")
             share = clock() + left / (len(cells) - number)
             own = prompts[cell.workload, cell.batch]
-            grid.timed[cell] = _time_cell(cell, own, plan, workers, grid.system, share, clock)
+            first = len(grid.timed) % 2  # a cell of one repeat must not always favour the same
+            limits = (share, clock, first)
+            grid.timed[cell] = _time_cell(cell, own, plan, workers, grid.system, *limits)
             keep(grid)
 
 
@@ -151,6 +153,7 @@ def _time_cell(
     system: str,
     until: float,
     clock: Callable[[], float],
+    first: int,
 ) -> dict[str, list[Outcome]]:
     work = {
         "prompts": prompts,
@@ -164,7 +167,7 @@ def _time_cell(
     for repeat in range(plan.settings.repeats):
         began = clock()
         # Back and forth, so that a machine that gets slower favours nobody.
-        for name in list(timed)[:: -1 if repeat % 2 else 1]:
+        for name in list(timed)[:: -1 if (repeat + first) % 2 else 1]:
             timed[name].append(Outcome(**workers[name].ask("run")))
         now = clock()
         if now + (now - began) > until:

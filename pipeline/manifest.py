@@ -20,6 +20,7 @@ from pipeline.summary import Summary
 MANIFEST = f"{STATE}/manifest.json"
 RUN = f"{STATE}/run.json"
 SUCCESS = "_SUCCESS"
+ORDER = "statistics_depend_on_order"
 _log = logging.getLogger(__name__)
 _FORMAT = 1
 _PACKAGES = ("admg-batch", "ray", "pyarrow", "torch", "transformers")
@@ -61,15 +62,32 @@ def warn_of_lost_files(store: Store, ledger: Ledger) -> None:
         )
 
 
-def write_run(store: Store, config: RunConfig, fingerprint: Fingerprint, started: str) -> None:
-    """Leave the exact configuration that runs beside the results, before any of them."""
+def depended_on_order(store: Store) -> bool:
+    """Whether the rows that are there may have statistics that other rows or the clock moved."""
+    if not store.exists(RUN):
+        return False
+    try:
+        found = json.loads(store.read(RUN))
+    except ValueError:  # not ours any more: the next run writes it again
+        return True
+    return bool(found.get(ORDER, True))
+
+
+def write_run(
+    store: Store, config: RunConfig, fingerprint: Fingerprint, started: str, *, order: bool
+) -> None:
+    """Leave the exact configuration that runs beside the results, before any of them.
+
+    Args:
+        order: whether the statistics of rows, earlier ones included, depend on their order.
+    """
     _write_json(
         store,
         RUN,
         {
             "config": asdict(config) | _places(config),
             # Of drafting; completions never depend on other rows (shared noise).
-            "statistics_depend_on_order": config.engine.draft.order_dependent,
+            ORDER: order,
             "fingerprint": fingerprint.digest,
             "started": started,
             "versions": versions(),

@@ -14,7 +14,7 @@ from pipeline.heartbeat import beating
 from pipeline.job import Job, check_job
 from pipeline.lease import Lease, LeaseTimes, hold
 from pipeline.ledger import Ledger, check_same_job, common_schema, read_ledger
-from pipeline.manifest import SUCCESS, warn_of_lost_files, write_run
+from pipeline.manifest import ORDER, SUCCESS, depended_on_order, warn_of_lost_files, write_run
 from pipeline.progress import Progress, Tracker
 from pipeline.source import Scan, ScannedChunk
 
@@ -83,10 +83,12 @@ def _run(job: Job, scan: Scan, lease: Lease, tracker: Tracker, started: str) -> 
     todo = sum(rows for _, rows in pending)
     tracker.phase("starting", rows_total=total, rows_done=total - todo)
     speed = 0.0
+    order = config.engine.draft.order_dependent
+    order = order or (todo < total and depended_on_order(job.store))
     if pending:
         # What follows makes the output incomplete again, whatever an earlier run has said.
         job.store.delete(SUCCESS)
-        write_run(job.store, config, job.fingerprint, started)
+        write_run(job.store, config, job.fingerprint, started, order=order)
         speed = decode(job, [s.chunk for s, _ in pending], done, tracker, total - todo)
         if config.allow_bad_shards:
             scan = scan.without_lost(s.chunk for s, _ in pending)
@@ -102,7 +104,7 @@ def _run(job: Job, scan: Scan, lease: Lease, tracker: Tracker, started: str) -> 
         "bad_shards": [{"path": bad.path, "reason": str(bad)} for bad in scan.bad],
         "tokens_per_second": speed,
         "config": {"actors": config.actors, "rows_per_block": config.rows_per_block},
-        "statistics_depend_on_order": config.engine.draft.order_dependent,
+        ORDER: order,
     }
     summary = finish(job, scan.chunks, lease, facts)
     errors = {"rows_error": summary.rows_error, "errors_by_code": summary.errors_by_code}

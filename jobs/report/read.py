@@ -14,7 +14,7 @@ from jobs.explained import all_rounds
 from jobs.report.chunks import Chunk, chunks, opened, result_files
 from jobs.report.sample import Sample
 from pipeline.choices import read_choices
-from pipeline.manifest import MANIFEST, SUCCESS, read_manifest
+from pipeline.manifest import MANIFEST, SUCCESS, depended_on_order, read_manifest
 from pipeline.redaction import redacted
 from pipeline.schema import FINISH_REASON, ROW_KEY
 from pipeline.storage import Store
@@ -30,7 +30,8 @@ class Report:
 
     `rows_reused`, `seconds` and `tokens_per_second` are those of the last run that added rows;
     `audit` has the numbers of `pipeline.audit_sums`, `choices` the rounds by what the drafter auto
-    chose in the last run. Percentiles are those of `rows_sampled` rows,
+    chose in the last run. `order_dependent` says whether other rows or measured time may have moved
+    the statistics of drafting. Percentiles are those of `rows_sampled` rows,
     which is all of them unless there are very many.
     """
 
@@ -56,6 +57,7 @@ class Report:
     audit: dict[str, int | float | None] = field(default_factory=dict)
     rows_sampled: int = 0
     choices: dict[str, int] = field(default_factory=dict)
+    order_dependent: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """The values by name, fit for JSON and for others to see."""
@@ -112,6 +114,7 @@ class Totals:
             audit=summary.audit.to_dict(),
             rows_sampled=sample.num_rows,
             choices=all_rounds(read_choices(store)),
+            order_dependent=depended_on_order(store),
         )
 
 

@@ -36,7 +36,7 @@ def _audit_lines(audit: Mapping[str, int | float | None]) -> Iterator[tuple[str,
     if audit["true_speedup"] is not None:
         error = _number(audit["true_speedup_standard_error"])
         estimate = _number(audit["estimated_speedup"])
-        true = f"{_number(audit['true_speedup'])} ± {error} decoding, measured on these rows"
+        true = f"{_number(audit['true_speedup'])} ± {error} or more, decoding, on these rows"
         yield "true speedup", f"{true} (estimated: {estimate})"
 
 
@@ -64,6 +64,8 @@ def summary_table(report: Report) -> Table:
     lines.append(("speedup", both + _spread(report.speedup_percentiles)))
     if report.choices:
         lines.append(("rounds by choice", rounds_line(report.choices) + ", last run"))
+    if report.order_dependent:
+        lines.append(("statistics", "of drafting depend on other rows or on measured time"))
     lines += _audit_lines(report.audit)
     lines.append(("output", redacted(report.output)))
     for name, value in lines:

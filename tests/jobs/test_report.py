@@ -83,7 +83,7 @@ def test_the_table_and_the_sample_are_readable(admg_batch: Call, output: Path) -
     for part in (
         *("2 ok, 1 error, not complete yet", "1 prompt_too_long", "20 in prompts, 16 in"),
         *("4.00 tokens per target pass", "1.25 decoding", str(output)[-20:]),
-        *("(estimated: 1.25)", "2 rows decoded again plainly, 1 identical", "2.50 ± 0.00 decoding"),
+        *("(estimated: 1.25)", "2 rows decoded again plainly, 1 identical", "2.50 ± 0.00 or more"),
         *("id: row-1", "topic: T", "text 1", "2 attention layers dropped"),
     ):
         assert part in result.output

@@ -26,10 +26,9 @@ import transformers
 LONGEST = (
     "test_end_to_end.py",
     "test_engine_real.py",
-    "test_interruption.py",
     "test_fault_01_05_killed_drivers.py",
     "test_fault_24_25_same_texts.py",
-    "test_bench_command.py",
+    "test_fault_13_14_15_outputs.py",
 )
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"

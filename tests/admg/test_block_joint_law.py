@@ -104,6 +104,7 @@ def test_decoding_follows_the_joint_law(
     assert loop.rounds >= 3
 
 
+@pytest.mark.slow  # of the tests above, not of the engine
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_mutants_are_caught(mutant: type[Decoding]) -> None:
     assert mutant(Toy(6, seed=1), 4).run().p_value < CAUGHT

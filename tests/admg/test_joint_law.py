@@ -224,6 +224,7 @@ def test_shared_noise_gives_one_text_whatever_the_drafts() -> None:
         assert torch.equal(way(toy, 3).decode(rows), plain)
 
 
+@pytest.mark.slow  # of the tests above, not of the engine
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_mutants_are_caught(mutant: type[Decoding]) -> None:
     longest = 1 if mutant is PointMassVerifiedAsDrawn else 2

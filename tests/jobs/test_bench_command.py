@@ -101,6 +101,7 @@ def test_drops(admg_batch: Call, common: list[object], tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_the_controller_explains_itself(
     admg_batch: Call, common: list[object], tmp_path: Path

@@ -66,14 +66,9 @@ def running(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     process.wait()
 
 
-@pytest.mark.parametrize(
-    "how",
-    [
-        pytest.param(signal.SIGKILL, id="killed"),
-        # Ctrl-C of the whole command is tested with the real model in make test.
-        pytest.param(signal.SIGINT, id="interrupted", marks=pytest.mark.slow),
-    ],
-)
+# In make test fault 1 kills drivers, and Ctrl-C goes to the whole command with the real model.
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["killed", "interrupted"])
 def test_a_run_that_is_stopped_goes_on_where_it_was(
     tmp_path: Path, running: subprocess.Popen[str], how: signal.Signals, ray_cluster: None
 ) -> None:

@@ -117,14 +117,15 @@ def paper(ctx: click.Context, output: str, **flags: Any) -> None:
     """The paper's comparison, rebuilt: ADMG, Draft & Verify, SWIFT-like, random, plain.
 
     Counts on three kinds of text what each drafter does to the same prompts, checks that every row
-    is plain decoding's, ablates our reading of ADMG, times the main systems, and writes a page of
-    tables and plots. The demo model takes about an hour on 2 cores.
+    is plain decoding's, ablates our reading of ADMG, times the systems, and writes a page of tables
+    and plots. The demo model takes about an hour on 2 cores.
     """
     from jobs.bench.paper.page import write_page
     from jobs.bench.paper.record import Record
     from jobs.bench.paper.settings import FULL, QUICK, Settings
     from jobs.bench.paper.start import check, open_record, run
     from jobs.bench.settings import usable_cores
+    from pipeline.signals import sigterm_interrupts
 
     folder = Path(output)
     if flags.pop("page_only"):
@@ -157,7 +158,8 @@ def paper(ctx: click.Context, output: str, **flags: Any) -> None:
     if settings.run_code is not None:
         say(f"Warning: code that the model writes is run here, kept apart by {settings.run_code}.")
     try:
-        run(checked, record, say)
+        with sigterm_interrupts():
+            run(checked, record, say)
     except KeyboardInterrupt:
         click.echo("Interrupted: the same command goes on from here.", err=True)
         ctx.exit(EXIT_INTERRUPTED)

@@ -121,4 +121,11 @@ def longest_sequence(path: str | Path, engine: EngineConfig, dtype: str = "auto"
     shape = read_model_config(path)
     check_layers(engine.draft, shape.num_layers)
     check_count(engine.draft.drop, shape.num_layers)
-    return arena_size(shape, kind, "cpu", engine).max_model_len
+    longest = arena_size(shape, kind, "cpu", engine).max_model_len
+    draft = engine.draft
+    if draft.drafter != "none" and draft.draft_tokens >= longest:
+        raise ValueError(
+            f"draft_tokens is {draft.draft_tokens}: it must be below {longest}, the tokens of the "
+            "longest sequence"
+        )
+    return longest

@@ -19,5 +19,8 @@ def test_models_that_cannot_be_served_are_refused_before_loading(tiny_chat_model
     many = EngineConfig(draft=DraftConfig(drop=DropRule(count=4)))
     with pytest.raises(ValueError, match="drop_layers is 4: it must be at most 3, for the model"):
         ModelFactory(str(tiny_chat_model), many).check()
+    long = EngineConfig(max_model_len=16, draft=DraftConfig(draft_tokens=16))
+    with pytest.raises(ValueError, match="draft_tokens is 16: it must be below 16, the tokens"):
+        ModelFactory(str(tiny_chat_model), long).check()
     with pytest.raises(ValueError, match="nowhere"):
         ModelFactory(str(tiny_chat_model / "nowhere"), EngineConfig()).check()

@@ -46,6 +46,13 @@ class Chance:
         """Probability that all `length` tokens are accepted."""
         return self.first * self.later ** (length - 1) if length else 1.0
 
+    def length(self, most: int, worth: float) -> int:
+        """Tokens to draft: as long as the next one is likelier to be accepted than it costs."""
+        length = 0
+        while length < most and self.reaches(length + 1) > worth:
+            length += 1
+        return length
+
 
 @dataclass(slots=True)
 class Acceptance:

@@ -164,7 +164,7 @@ class Controller:
             price = self.target.estimate(count, context, 1 + most) - plain
             worth = price / (count * most) * count / plain  # tokens that one draft token must bring
             lengths = [
-                _length(chance, min(most, s.lookup_limit), worth)
+                chance.length(min(most, s.lookup_limit), worth)
                 for s, chance in zip(sequences, chances, strict=True)
             ]
             tokens = sum(c.tokens(n) for c, n in zip(chances, lengths, strict=True))
@@ -293,11 +293,3 @@ class Controller:
 def _share(s: Sequence, known: dict[float, PassCost]) -> float:
     share = s.plan.window_share if s.plan is not None else 0.0
     return share if share in known else next(iter(known))
-
-
-def _length(chance: Chance, most: int, worth: float) -> int:
-    """Tokens to draft: as long as the next one is likelier to be accepted than it costs."""
-    length = 0
-    while length < most and chance.reaches(length + 1) > worth:
-        length += 1
-    return length

@@ -232,7 +232,7 @@ class Engine:
             accepted = min(len(verdict.accepted), count)
             proposed = len(draft.tokens[i])
             s.tally.count_step(accepted, draft.sources[i], count, seconds, step)
-            self._count_round(proposed, accepted)
+            self._counters.count_step(proposed, accepted)
             if s.exit is not None:
                 own = draft.drafted(i, SelfDrafter.source)
                 s.exit.update(own, min(accepted, own), s.plan.draft_tokens if s.plan else own)
@@ -294,8 +294,3 @@ class Engine:
             return
         context = sum(s.prompt_length for s in running) / len(running)
         self._draft = free.with_share(self._drafting.window_share(len(running), context))
-
-    def _count_round(self, drafted: int, accepted: int) -> None:
-        self._counters.num_spec_steps += 1
-        self._counters.num_draft_tokens += drafted
-        self._counters.num_accepted_draft_tokens += accepted

@@ -70,3 +70,9 @@ class EngineCounters:
     num_waiting: int = 0
     num_slots: int = 0
     num_slots_used: int = 0
+
+    def count_step(self, drafted: int, accepted: int) -> None:
+        """One sequence's part of a verification pass."""
+        self.num_spec_steps += 1
+        self.num_draft_tokens += drafted
+        self.num_accepted_draft_tokens += accepted

@@ -77,7 +77,12 @@ def test_sent_once_followed_refused_and_stopped(head: Head, tmp_path: Path) -> N
         stderr=subprocess.PIPE,
     )
     listed = ["status", "--json"]
-    until(lambda: bool(told(head.admg_batch(*listed, cwd=tmp_path))["jobs"]))
+
+    def seen() -> bool:
+        assert first.poll() is None, first.communicate()
+        return bool(told(head.admg_batch(*listed, cwd=tmp_path))["jobs"])
+
+    until(seen)
     double = told(head.admg_batch(*submit, "--no-wait", "--json", cwd=tmp_path))
     assert double["verdict"] == "running" and not double["submitted"]
     assert double["id"].startswith("night-2026-11-21-")

@@ -118,7 +118,7 @@ def paper(ctx: click.Context, output: str, **flags: Any) -> None:
 
     Counts on three kinds of text what each drafter does to the same prompts, checks that every row
     is plain decoding's, ablates our reading of ADMG, times the systems, and writes a page of tables
-    and plots. The demo model takes about an hour on 2 cores.
+    and plots. The demo model takes about an hour and a half on 2 cores.
     """
     from jobs.bench.paper.page import write_page
     from jobs.bench.paper.record import Record

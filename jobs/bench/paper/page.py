@@ -64,7 +64,7 @@ def _head(record: Record) -> Iterator[str]:
     yield (
         f"Made by `{run['command']}` from `paper.json` beside it: every number here comes from "
         f"that run. Model {about['model']}, {about['dtype']} where things are counted and "
-        f"{about['timed_dtype']} where they are timed; {machine['cpu']}, {machine['threads']} "
+        f"{_timed_dtype(record)} where they are timed; {machine['cpu']}, {machine['threads']} "
         f"threads; commit {', '.join(dict.fromkeys(map(str, commits)))}; begun {run['started']}."
         f"{state}"
     )
@@ -151,7 +151,7 @@ def _speed(record: Record) -> Iterator[str]:
         )
         yield (
             f"Tokens per second over plain decoding's in turn: turns of {prompts} prompts, {batch} "
-            f"decoded together, {about['timed_dtype']}, {repeats} repeats, every other one through "
+            f"decoded together, {_timed_dtype(record)}, {repeats} repeats, every other one through "
             f"the systems backwards{again}. Intervals by the bootstrap over {over}. Below float32 "
             "a near-tie may make a row another."
         )
@@ -188,6 +188,10 @@ def _ablations(record: Record, drawn: dict[str, str]) -> Iterator[str]:
         yield f"### {title}"
         yield said
         yield text
+
+
+def _timed_dtype(record: Record) -> str:
+    return str(record.run.get("timed_dtype", record.about["timed_dtype"]))
 
 
 def _smaller(record: Record) -> str:

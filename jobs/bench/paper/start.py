@@ -173,11 +173,12 @@ def _time(
 
     settings = checked.settings
     decoder = _decoder(checked, settings.timed_dtype, settings.timed_batch, store=False)
+    dtype = record.run["timed_dtype"] = str(decoder.model.dtype).removeprefix("torch.")
     time_all(settings, decoder, record, keep, progress, drafts)
     if "device" not in record.run:
         from jobs.bench.probe import peaks
 
-        record.run["device"] = peaks(str(decoder.model.dtype).removeprefix("torch."))
+        record.run["device"] = peaks(dtype)
 
 
 def _decoder(checked: Checked, dtype: str, batch: int, *, store: bool) -> Decoder:

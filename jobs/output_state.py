@@ -135,10 +135,7 @@ def _beats_of_stages(output: str) -> list[dict[str, Any]]:
     stages = _stages(output)
     if stages is None:
         return []
-    selector = fs.FileSelector(stages.root, allow_not_found=True)
-    found = stages.trying(
-        f"listing {stages.root}", lambda: stages.filesystem.get_file_info(selector)
-    )
+    found = stages.listing()
     folders = sorted(f.base_name for f in found if f.type == fs.FileType.Directory)
     beats = {name: read_heartbeat(Store(f"{stages.uri}/{name}")) for name in folders}
     told = ((name, beat) for name, beat in beats.items() if beat is not None)

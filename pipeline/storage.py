@@ -91,10 +91,19 @@ class Store:
 
     def names(self, suffix: str, folder: str = "") -> list[str]:
         """The names of the files that lie directly in the folder (or a folder in it), sorted."""
+        found = self.listing(folder)
+        return sorted(f.base_name for f in found if f.is_file and f.base_name.endswith(suffix))
+
+    def listing(self, folder: str = "") -> list[fs.FileInfo]:
+        """What lies directly in the folder (or a folder in it); nothing where there is none."""
         base = self.path(folder) if folder else self.root
         selector = fs.FileSelector(base, allow_not_found=True)
-        found = self.trying(f"listing {base}", lambda: self.filesystem.get_file_info(selector))
-        return sorted(f.base_name for f in found if f.is_file and f.base_name.endswith(suffix))
+        try:
+            return self.trying(f"listing {base}", lambda: self.filesystem.get_file_info(selector))
+        except FileNotFoundError:
+            # pyarrow allows a missing folder only if it is still missing at a second look, so one
+            # that another process makes between the two would be an error.
+            return []
 
     def exists(self, name: str) -> bool:
         """Whether there is a file of this name."""
@@ -163,8 +172,7 @@ class Store:
             _put(self.filesystem, self.path(f"{LEASES}/{self.fence:08d}{SEALED}"), b"")
 
     def _empty_rooms(self, keep: str) -> None:
-        rooms = fs.FileSelector(self.path(TEMPORARY), allow_not_found=True)
-        for found in self.filesystem.get_file_info(rooms):
+        for found in self.listing(TEMPORARY):
             number = found.base_name[:8]
             later = number.isdigit() and int(number) > self.fence
             if found.is_file:
@@ -172,8 +180,10 @@ class Store:
             elif found.path != keep and not later:  # this run may have been taken over meanwhile
                 # Renamed first: deleting takes a while, in which files could still be committed.
                 dead = self.path(f"{TEMPORARY}/dead-{uuid.uuid4().hex}")
-                self.filesystem.move(found.path, dead)
-                self.filesystem.delete_dir(dead)
+                # What is gone already, the run has removed that it belonged to, at its end.
+                with contextlib.suppress(FileNotFoundError):
+                    self.filesystem.move(found.path, dead)
+                    self.filesystem.delete_dir(dead)
 
     def write(self, name: str, data: bytes | pa.Buffer) -> None:
         """Write a file so that readers see all of it or nothing, under power loss too (local).

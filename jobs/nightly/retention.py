@@ -68,11 +68,10 @@ def remove(old: Old, lease_times: LeaseTimes | None = None) -> bool:
 
 
 def _dates(root: str) -> Iterator[tuple[date, str]]:
-    system, path = resolve(root)
-    selector = fs.FileSelector(path, allow_not_found=True)
-    for info in Store(root).trying(f"listing {path}", lambda: system.get_file_info(selector)):
+    store = Store(root)
+    for info in store.listing():
         day = date_of(info.base_name)
-        linked = system.type_name == "local" and os.path.islink(info.path)
+        linked = store.filesystem.type_name == "local" and os.path.islink(info.path)
         if day is not None and info.type == fs.FileType.Directory and not linked:
             yield day, f"{root}/{folder_of(day)}"
 

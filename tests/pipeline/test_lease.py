@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -165,6 +166,33 @@ def test_of_many_starts_at_once_one_wins(store: Store) -> None:
     assert problems == []
     assert len(set(fences)) == 6
     assert fences == sorted(fences)
+
+
+def test_a_folder_that_appears_while_it_is_listed_is_no_error(tmp_path: Path) -> None:
+    folder, over = tmp_path / "out", threading.Event()
+
+    def come_and_go() -> None:
+        while not over.is_set():
+            folder.mkdir()
+            folder.rmdir()
+
+    other = threading.Thread(target=come_and_go)
+    other.start()
+    try:
+        assert not any(Store(str(folder)).names("") for _ in range(1000))
+    finally:
+        over.set()
+        other.join()
+
+
+def test_rooms_that_two_empty_at_once_are_emptied(tmp_path: Path) -> None:
+    store = Store(str(tmp_path), fence=9)
+    for number in range(200):
+        (tmp_path / TEMPORARY / f"{number % 9:08d}-{number}").mkdir(parents=True)
+    with ThreadPoolExecutor(4) as several:
+        for emptied in [several.submit(store.shut) for _ in range(4)]:
+            emptied.result()
+    assert not list((tmp_path / TEMPORARY).iterdir())
 
 
 def test_numbers_go_on_where_the_state_folder_was_removed(store: Store) -> None:

@@ -31,6 +31,7 @@ from admg.prefill import prefill_pass
 from admg.prefix_cache import PrefixCache
 from admg.prompt_store import PromptStore
 from admg.request import Completion, FinishReason, Request
+from admg.rescoring import Rescoring
 from admg.sampling import Sampler
 from admg.scheduler import Chunk, Scheduler
 from admg.sequence import Sequence
@@ -76,13 +77,8 @@ class Engine:
         self._config = config
         self._draft = config.draft
         self._detokenize = detokenize
-        self._arena = KVArena(
-            model.config,
-            size.num_slots,
-            model.dtype,
-            model.device,
-            spare=plays_whole(config, model.device),
-        )
+        spare = plays_whole(config, model.device)
+        self._arena = KVArena(model.config, size.num_slots, model.dtype, model.device, spare=spare)
         self._prefixes = PrefixCache(model, self._arena, config, prompts)
         self._arrived = False
         self._limits = Limits(
@@ -93,6 +89,8 @@ class Engine:
         )
         self._sampler = Sampler(model.config.vocab_size, model.device)
         self._scheduler = Scheduler(config, self._arena, frozenset(eos_token_ids))
+        shared = (model, self._arena, self._sampler)
+        self._rescoring = Rescoring(*shared, self._scheduler, config.prefill_tokens)
         self._by_rejection = config.draft.by_rejection
         sizes = (config.max_num_seqs, size.max_model_len, self._arena.num_slots)
         self._chooses = config.draft.drafter == "auto"
@@ -101,9 +99,8 @@ class Engine:
         self._own_costs = {share: PassCost.for_engine(*sizes) for share in shares}
         self._drafting: Drafting | None = None
         if config.draft.drafter != "none":
-            shared = (model, self._arena, self._sampler, config)
-            self._drafting = Drafting(*shared, self._cost, self._own_costs)
-        self._way = rounds_of(model, self._arena, self._sampler, config, self._cost)
+            self._drafting = Drafting(*shared, config, self._cost, self._own_costs)
+        self._way = rounds_of(*shared, config, self._cost)
         self._unwatched = replace(NO_DRAFT, verification=config.draft.verification)
         self._rejected: list[Completion] = []
         self._handles = 0
@@ -113,7 +110,7 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether a step would do anything."""
-        waiting = self._scheduler.num_waiting
+        waiting = self._scheduler.num_waiting or self._rescoring.waiting
         return bool(waiting or self._scheduler.running or self._rejected)
 
     @property
@@ -145,7 +142,9 @@ class Engine:
         handle = self._handles
         self._handles += 1
         problem = self._limits.problem(request)
-        if problem is None:
+        if problem is None and request.forced:
+            self._rescoring.add(handle, request)
+        elif problem is None:
             self._scheduler.add(handle, request)
             self._arrived = True
         else:
@@ -170,7 +169,7 @@ class Engine:
             done += self._prefill(chunks)
         if decoding := self._scheduler.decoding():
             done += self._round(decoding)
-        return done
+        return done + self._rescoring.run()
 
     def _admit(self) -> None:
         start = time.perf_counter()
@@ -280,7 +279,7 @@ class Engine:
         timed = WarmUp(self._scheduler, self._way, drafting, self._draft, plan)
         self._way.prepare(self._cost.sizes, self._cost.tokens)
         self._cost.warm_up(timed.target_pass)
-        if self._draft.drafter == "auto":
+        if self._chooses:
             for share, cost in self._own_costs.items():
                 timed.plan = usual_plan(self._draft.with_share(share), *sizes)
                 cost.warm_up(timed.own_pass)

@@ -26,6 +26,8 @@ class Limits:
             return "bad_parameter", f"a prompt token id lies outside the vocabulary of {vocab}"
         if not all(0 <= t < vocab for t in request.sampling.stop_token_ids):
             return "bad_parameter", f"a stop token id lies outside the vocabulary of {vocab}"
+        if len(request.forced) > new or not all(0 <= t < vocab for t in request.forced):
+            return "bad_parameter", f"forced tokens are not up to {new} of a vocabulary of {vocab}"
         if request.sampling.stop and not self.detokenizes:
             return "bad_parameter", "stop strings need an engine with a detokenizer"
         both = f"{prompt} prompt tokens and {new} new ones exceed"

@@ -20,13 +20,32 @@ class Request:
     """One prompt: token ids, the law and the stops, and the key of its noise.
 
     With `draft` False nothing is drafted for it, whatever the engine's configuration; rounds of
-    such sequences alone are plain decoding itself.
+    such sequences alone are plain decoding itself. With tokens in `forced` (as many as may be
+    new) nothing is decoded at all: the completion is empty but for their `score`.
     """
 
     prompt_token_ids: list[int]
     sampling: SamplingParams = field(default_factory=SamplingParams)
     key: str = ""
     draft: bool = True
+    forced: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How well forced tokens follow a prompt, in logits.
+
+    `deficit` is by how much the worst of them misses being the one drawn; `noise` is by how much
+    the logits of it and of those before it differ between one pass over all and a pass for each.
+    """
+
+    deficit: float
+    noise: float
+
+    @property
+    def near_tie(self) -> bool:
+        """Whether rounding explains the tokens: two logits, each off by the noise."""
+        return self.deficit <= 2 * self.noise
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +55,8 @@ class Completion:
     `token_ids` include the EOS or stop token that ended the sequence; `text` is given when the
     engine has a detokenizer, without that token and cut before a stop string. With
     `finish_reason` "error" both are empty, and `error_code` and `error_message` say why
-    (`prompt_empty`, `prompt_too_long`, `bad_parameter`, `model_output_invalid`).
+    (`prompt_empty`, `prompt_too_long`, `bad_parameter`, `model_output_invalid`). `score` is that
+    of a request's forced tokens.
     """
 
     handle: int
@@ -47,6 +67,7 @@ class Completion:
     text: str | None = None
     error_code: str | None = None
     error_message: str | None = None
+    score: Score | None = None
 
     @classmethod
     def failed(

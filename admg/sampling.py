@@ -88,6 +88,24 @@ class Sampler:
         everyone = torch.arange(len(rows), device=laws.device)
         return race(laws, exponential(self._keys(rows, everyone, purpose), self._hashes))
 
+    def deficits(self, logits: Tensor, rows: Sequence[LawRow], tokens: Tensor) -> Tensor:
+        """By how many logits each of `tokens` [N] misses being the one drawn: fp64 [N], from 0.
+
+        Where top-k, top-p or min-p cut a token off, it misses the least likely one that is kept
+        too. Of banned tokens it is infinite.
+        """
+        kept = self.laws(logits, rows) > 0
+        temperature = _column([r.sampling.temperature or 1.0 for r in rows], logits)
+        scaled = adjust(logits, rows).double() / temperature
+        everyone = torch.arange(len(rows), device=logits.device)
+        noise = exponential(self._keys(rows, everyone, TARGET), self._hashes)
+        greedy = [r.sampling.greedy for r in rows]
+        noise[torch.tensor(greedy, device=logits.device)] = 1.0
+        raced = scaled - noise.log()  # the winner of p / E, in logarithms
+        behind = raced.masked_fill(~kept, -torch.inf).amax(dim=-1) - _at(raced, tokens)
+        cut = scaled.masked_fill(~kept, torch.inf).amin(dim=-1) - _at(scaled, tokens)
+        return torch.maximum(behind, cut).clamp(min=0) * temperature[:, 0]
+
     def _keys(self, rows: Sequence[LawRow], index: Tensor, purpose: int) -> Tensor:
         chosen = (rows[i] for i in index.tolist())
         keys = [position_key(r.base, r.position, purpose, r.salt) for r in chosen]
@@ -193,6 +211,10 @@ def _group_laws(
         keep &= probabilities >= floor * probabilities[:, :1]
     probabilities = torch.where(keep, probabilities, 0.0)
     return [Candidates(index, probabilities / probabilities.sum(dim=-1, keepdim=True), tokens)]
+
+
+def _at(values: Tensor, tokens: Tensor) -> Tensor:
+    return values.gather(1, tokens[:, None])[:, 0]
 
 
 def _column(values: list[float], like: Tensor) -> Tensor:

@@ -19,9 +19,9 @@ class SequenceStats:
     pass of its self-draft does not read, at its last length; None where no such pass was made.
     `drafter_tokens` counts draft tokens by source. Seconds are wall time:
     `decode_seconds` is the time of the rounds that the sequence took part in.
-    The engine leaves the last three to who decodes a sequence again, plainly, to compare:
-    `audit_identical` says whether the tokens were the same, and `audit_speedup` is the measured
-    counterpart of `speedup`.
+    The engine leaves the last four to who decodes a sequence again, plainly, to compare:
+    `audit_identical` says whether the tokens were the same, `audit_near_tie` of those that were
+    not whether rounding explains it, and `audit_speedup` is the measured counterpart of `speedup`.
     """
 
     prompt_tokens: int = 0
@@ -43,6 +43,7 @@ class SequenceStats:
     queue_seconds: float = 0.0
     audited: bool = False
     audit_identical: bool | None = None
+    audit_near_tie: bool | None = None
     audit_speedup: float | None = None
 
 

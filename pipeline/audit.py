@@ -8,6 +8,10 @@ noise of both is the same: its key is the row's.
 A group of several batches, where the block has as many, keeps the batch full but for its end.
 There rows that end late, for their drafts fail, have it half empty, which makes their rounds
 cheaper than they are in a run; plain decoding, in which rows go at one pace, has no such end.
+
+Where the tokens differ, the model scores those of the first time, untimed: passes of another shape
+round otherwise, so in bf16 decoding may part at a near-tie, which is no mistake. Drafts that are
+verified by rejection keep the law and not the tokens: at a temperature those are not scored.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
-from admg.request import Completion
+from admg.request import Completion, Request, Score
 from pipeline.config import RunConfig
 
 _BATCHES = 4
@@ -33,11 +37,13 @@ class Audit:
 
     rate: float = 0.0
     rows: int = 1
+    by_rejection: bool = False
 
     @classmethod
     def of(cls, config: RunConfig) -> Audit:
         """That of a run."""
-        return cls(config.audit, _BATCHES * config.engine.max_num_seqs)
+        engine = config.engine
+        return cls(config.audit, _BATCHES * engine.max_num_seqs, engine.draft.by_rejection)
 
     def groups(self, keys: Sequence[str], fit: Collection[int]) -> list[list[int]]:
         """The places of the rows to audit in a block of rows with these keys, group by group.
@@ -52,14 +58,23 @@ class Audit:
         return [group for group in groups if group]
 
 
+    def to_score(self, request: Request, first: Completion, again: Completion) -> Request | None:
+        """What tells whether tokens that differ do so at near-ties; None where nothing is asked."""
+        errors = "error" in (first.finish_reason, again.finish_reason)
+        own_noise = self.by_rejection and not request.sampling.greedy
+        if errors or own_noise or first.token_ids == again.token_ids:
+            return None
+        return replace(request, draft=False, forced=tuple(first.token_ids))
+
+
 def _chance(key: str) -> float:
     """A number of [0, 1) that the key alone decides."""
     digest = hashlib.blake2b(key.encode(), digest_size=_BYTES, person=b"admg audit").digest()
     return int.from_bytes(digest) / 2.0 ** (8 * _BYTES)
 
 
-def compared(first: Completion, again: Completion) -> Completion:
-    """The first completion, with what decoding it `again` plainly has shown.
+def compared(first: Completion, again: Completion, score: Score | None = None) -> Completion:
+    """The first completion, with what decoding it `again` plainly and scoring it has shown.
 
     The true speedup compares the seconds of a token: where the tokens differ, as they may in bf16
     at a near-tie, there need not be as many. An error row is not audited.
@@ -71,6 +86,7 @@ def compared(first: Completion, again: Completion) -> Completion:
         first.stats,
         audited=True,
         audit_identical=first.token_ids == again.token_ids,
+        audit_near_tie=None if score is None else score.near_tie,
         audit_speedup=times[1] / times[0] if times[0] and times[1] else None,
     )
     return replace(first, stats=stats)

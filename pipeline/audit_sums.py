@@ -1,4 +1,4 @@
-"""Sums over audited rows: how many were identical, estimated beside true speedup, and its error."""
+"""Sums over audited rows: those alike, those at near-ties, estimated and true speedup with error."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pyarrow.compute as pc
 
 from pipeline.progress import ratio
 
-AUDIT_COLUMNS = ("audited", "audit_identical", "audit_speedup")
+AUDIT_COLUMNS = ("audited", "audit_identical", "audit_near_tie", "audit_speedup")
 
 
 @dataclass(frozen=True, slots=True)
 class AuditSums:
-    """Sums over the audited rows of a table; the latter ones over those with both speedups.
+    """Sums over the audited rows of a table; from `timed` on over those with both speedups.
 
     Of such a row, d are the seconds that its decoding took, e those that plain decoding would have
     taken by its estimated speedup and p those that it took: by its `audit_speedup`.
@@ -23,6 +23,7 @@ class AuditSums:
 
     rows: int = 0
     identical: int = 0
+    near_ties: int = 0
     timed: int = 0
     d: float = 0.0
     e: float = 0.0
@@ -37,13 +38,16 @@ class AuditSums:
         rows = table.filter(pc.fill_null(table["audited"], False))
         if not rows.num_rows:
             return cls()
-        identical = pc.sum(pc.fill_null(rows["audit_identical"], False)).as_py()
+        same, tied = (
+            pc.sum(pc.fill_null(rows[name], False)).as_py()
+            for name in ("audit_identical", "audit_near_tie")
+        )
         both = pc.and_(pc.is_valid(rows["audit_speedup"]), pc.is_valid(rows["speedup"]))
         timed = rows.filter(both)
         d = timed["decode_seconds"].to_numpy()
         e, p = d * timed["speedup"].to_numpy(), d * timed["audit_speedup"].to_numpy()
         sums = (float(values.sum()) for values in (d, e, p, d * d, d * p, p * p))
-        return cls(rows.num_rows, identical, timed.num_rows, *sums)
+        return cls(rows.num_rows, same, tied, timed.num_rows, *sums)
 
     def __add__(self, other: AuditSums) -> AuditSums:
         names = [f.name for f in fields(AuditSums)]
@@ -76,6 +80,7 @@ class AuditSums:
         return {
             "rows": self.rows,
             "identical": self.identical,
+            "near_ties": self.near_ties,
             "estimated_speedup": self.estimated_speedup,
             "true_speedup": self.true_speedup,
             "true_speedup_standard_error": self.standard_error,

@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from admg.config import SamplingParams
 from admg.explanation import Explanation
-from admg.request import Completion, Request
+from admg.request import Completion, Request, Score
 from pipeline.attempts import Deaths
 from pipeline.audit import Audit, compared
 from pipeline.counters import Counters
@@ -129,10 +129,26 @@ class Decode:
         fit = {i for i in todo if self._company(keys[i]) is None}
         first, again = self._submit(requests, self._audit.groups(keys, fit))
         await asyncio.wrap_future(all_of([*first.values(), *again.values()]))
-        return [
-            compared(first[i].result(), again[i].result()) if i in again else first[i].result()
-            for i in todo
-        ]
+        done = {i: future.result() for i, future in first.items()}
+        twice = {i: future.result() for i, future in again.items()}
+        scores = await self._scores(requests, done, twice)
+        done |= {i: compared(done[i], twice[i], scores.get(i)) for i in twice}
+        return [done[i] for i in todo]
+
+    async def _scores(
+        self,
+        requests: dict[int, Request],
+        first: dict[int, Completion],
+        again: dict[int, Completion],
+    ) -> dict[int, Score | None]:
+        """Those of the rows whose tokens differ, in a group of their own."""
+        asked = {i: self._audit.to_score(requests[i], first[i], again[i]) for i in again}
+        forced = {i: request for i, request in asked.items() if request is not None}
+        if not forced:
+            return {}
+        (futures,) = self._loop.submit_closed([list(forced.values())])
+        scored = await asyncio.wrap_future(all_of(futures))
+        return {i: completion.score for i, completion in zip(forced, scored, strict=True)}
 
     def _submit(
         self, requests: dict[int, Request], groups: list[list[int]]

@@ -63,6 +63,7 @@ STATISTICS: tuple[pa.Field, ...] = (
     pa.field("queue_seconds", pa.float64()),
     pa.field("audited", pa.bool_()),
     pa.field("audit_identical", pa.bool_()),
+    pa.field("audit_near_tie", pa.bool_()),
     pa.field("audit_speedup", pa.float64()),
 )
 

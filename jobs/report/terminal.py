@@ -32,7 +32,13 @@ def _audit_lines(audit: Mapping[str, int | float | None]) -> Iterator[tuple[str,
     """Audited rows, and their true speedup beside the one that was estimated."""
     if not audit.get("rows"):
         return
-    yield "audit", f"{audit['rows']} rows decoded again plainly, {audit['identical']} identical"
+    rows, same, tied = (int(audit.get(n) or 0) for n in ("rows", "identical", "near_ties"))
+    found = f"{rows} rows decoded again plainly, {same} identical"
+    if tied:
+        found += f", {tied} other at near-ties"
+    if same + tied < rows:
+        found += f", {rows - same - tied} different"
+    yield "audit", found
     if audit["true_speedup"] is not None:
         error = _number(audit["true_speedup_standard_error"])
         estimate = _number(audit["estimated_speedup"])

@@ -94,6 +94,7 @@ def _table(
         "queue_seconds": np.exp(random.normal(1, 1, count)).tolist(),
         "audited": audited.tolist(),
         "audit_identical": [True if a else None for a in audited],
+        "audit_near_tie": [None] * count,
         "audit_speedup": [
             0.97 * s if a else None for a, s in zip(audited, speedup.tolist(), strict=True)
         ],

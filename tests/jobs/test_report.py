@@ -70,7 +70,7 @@ def test_the_numbers_are_of_sums_not_of_rows(output: Path) -> None:
     assert report.finish_reasons == {"stop": 2}
     assert report.speedup_percentiles["p50"] == pytest.approx(1.5)
     assert report.audit == {
-        **{"rows": 2, "identical": 1, "estimated_speedup": pytest.approx(1.25)},
+        **{"rows": 2, "identical": 1, "near_ties": 0, "estimated_speedup": pytest.approx(1.25)},
         **{"true_speedup": 2.5, "true_speedup_standard_error": 0.0},
     }
     assert report.sample["id"] == "row-1"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -205,6 +205,63 @@ def test_the_real_engine_gives_the_same_tokens(
     assert all(speedup > 0 for speedup in out["audit_speedup"].to_pylist())
     if drafter != "auto":
         assert sum(out["num_draft_tokens"].to_pylist()) > 0
+
+
+class Changing:
+    """The real engine, but the tokens of a row's first or second decoding are others."""
+
+    def __init__(self, engine: Any, changed: Mapping[str, bool]) -> None:
+        self._engine, self._changed = engine, changed
+        self._drafts: dict[int, bool] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def submit(self, request: Request) -> int:
+        handle = int(self._engine.submit(request))
+        self._drafts[handle] = request.draft
+        return handle
+
+    def step(self) -> list[Completion]:
+        done = []
+        for c in self._engine.step():
+            if c.token_ids and self._changed.get(c.key) == self._drafts[c.handle]:
+                c = replace(c, token_ids=[*c.token_ids[:-1], (c.token_ids[-1] + 1) % 256])
+            done.append(c)
+        return done
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_what_a_near_tie_explains_is_told_from_a_mistake(
+    tiny_chat_model: Path, temperature: float
+) -> None:
+    names = ["both times alike", "a mistake in the draft", "plain decoding at a near-tie"]
+    changed = {key_of(names[1]): True, key_of(names[2]): False}
+
+    class Factory(ModelFactory):
+        def build(self, max_num_seqs: int | None = None) -> Any:
+            return Changing(super().build(max_num_seqs), changed)
+
+    engine = EngineConfig(max_num_seqs=3, draft=DraftConfig(draft_tokens=3), check=True)
+    factory = Factory(str(tiny_chat_model), engine, "float32")
+    law = SamplingParams(max_tokens=20, temperature=temperature)
+    (out,) = decoded(Decode(factory, law, audit=Audit(1.0, rows=3)), table_of(names, factory))
+    assert out["audit_identical"].to_pylist() == [True, False, False]
+    assert out["audit_near_tie"].to_pylist() == [None, False, True]
+    audit = Summary.of(out).audit
+    assert (audit.rows, audit.identical, audit.near_ties) == (3, 1, 1)
+
+
+def test_tokens_that_rejection_draws_are_scored_where_they_are_no_draws() -> None:
+    first, again = completion(3, 1.0), completion(2, 1.0)
+    sampled, greedy = (Request([5], SamplingParams(temperature=t), "k") for t in (1.0, 0.0))
+    by_rejection, shared = Audit(1.0, by_rejection=True), Audit(1.0)
+    assert by_rejection.to_score(sampled, first, again) is None
+    for audit, request in ((by_rejection, greedy), (shared, sampled), (shared, greedy)):
+        asked = audit.to_score(request, first, again)
+        assert asked is not None and asked.forced == (0, 1, 2) and not asked.draft
+        assert audit.to_score(request, first, first) is None
+        assert audit.to_score(request, first, completion(0, 1.0, "error")) is None
 
 
 def test_without_a_rate_nothing_is_decoded_twice() -> None:

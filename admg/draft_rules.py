@@ -66,6 +66,10 @@ class DropRule:
         refuse(self.keep_first < 0, "keep_first", self.keep_first, "0 or more")
         refuse(self.keep_last < 0, "keep_last", self.keep_last, "0 or more")
 
+    def allowed(self, num_layers: int) -> range:
+        """The layers that may be left out by their similarity."""
+        return range(self.keep_first, num_layers - self.keep_last)
+
 
 @dataclass(frozen=True, slots=True)
 class WindowRule:

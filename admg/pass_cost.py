@@ -41,7 +41,8 @@ class PassCost:
         self._drift = dict.fromkeys(tokens, 1.0)
         # What the latest passes say of the drift.
         self._latest = {t: [1.0, 1.0] for t in tokens}
-        self._asked: tuple[tuple[int, float], list[float]] = ((0, 0.0), [])
+        # The latest estimate's sequences and context, and its costs by tokens.
+        self._asked: tuple[tuple[int, float], list[float]] | None = None
 
     @classmethod
     def for_engine(
@@ -82,12 +83,12 @@ class PassCost:
                         self._grid[size, self.contexts[j - 1], tokens] if j else 0.0,
                     ]
                     self._grid[size, context, tokens] = max(seconds, *below)
-        self._asked = ((0, 0.0), [])
+        self._asked = None
 
     def estimate(self, sequences: int, context: float, tokens: float = 1) -> float:
         """Seconds of a pass, interpolated, and extrapolated past the grid's upper ends."""
         # A controller asks for many numbers of tokens of one batch.
-        if self._asked[0] != (sequences, context):
+        if self._asked is None or self._asked[0] != (sequences, context):
             by_tokens = [self._drift[t] * self._at(sequences, context, t) for t in self.tokens]
             self._asked = ((sequences, context), by_tokens)
         return _interpolate(self.tokens, self._asked[1], tokens)
@@ -110,7 +111,7 @@ class PassCost:
         decay = FASTER_DECAY if ratio < FASTER else DRIFT_DECAY
         drift *= decay + (1 - decay) * min(ratio, MOST_RATIO)
         self._drift[column] = max(drift, LEAST_DRIFT)
-        self._asked = ((0, 0.0), [])
+        self._asked = None
 
     def table(self) -> list[tuple[int, int, int, float]]:
         """What passes cost now: (sequences, context, tokens, seconds) for each point timed."""

@@ -124,12 +124,11 @@ def check_count(rule: DropRule, num_layers: int) -> None:
     Raises:
         ValueError: naming the number and what it may be.
     """
-    kept = rule.keep_first + rule.keep_last
-    most = max(num_layers - kept, 0)
+    most = len(rule.allowed(num_layers))
     if rule.count is not None and rule.count > most:
         raise ValueError(
             f"drop_layers is {rule.count}: it must be at most {most}, for the model has "
-            f"{num_layers} layers, of which {kept} stay"
+            f"{num_layers} layers, of which {rule.keep_first + rule.keep_last} stay"
         )
 
 
@@ -142,7 +141,7 @@ def choose_dropped(similarity: Sequence[float], rule: DropRule) -> tuple[int, ..
     """
     if rule.attention is not None:
         return tuple(sorted(rule.attention))
-    allowed = range(rule.keep_first, len(similarity) - rule.keep_last)
+    allowed = rule.allowed(len(similarity))
     if rule.threshold is not None:
         return tuple(sorted(_at_level(similarity, rule, rule.threshold)))
     share = rule.quantile if rule.quantile is not None else 0.0
@@ -161,8 +160,7 @@ def choose_dropped(similarity: Sequence[float], rule: DropRule) -> tuple[int, ..
 
 def _at_level(similarity: Sequence[float], rule: DropRule, level: float) -> set[int]:
     """Layers at or above `level`, and those that the two rules add."""
-    end = len(similarity) - rule.keep_last
-    allowed = range(rule.keep_first, end)
+    allowed = rule.allowed(len(similarity))
     low = level - rule.margin
     dropped = {layer for layer in allowed if similarity[layer] >= level}
     if rule.fill_gaps:

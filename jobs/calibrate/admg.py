@@ -85,7 +85,7 @@ def check_count(count: float, num_layers: int, rule: DropRule) -> None:
     Raises:
         ValueError: more than the rule lets go, or fewer than none.
     """
-    most = num_layers - rule.keep_first - rule.keep_last
+    most = len(rule.allowed(num_layers))
     if not 0 <= count <= most:
         raise ValueError(f"--drop-count is {count:g}: it must be 0 to {most} for this model")
 
@@ -168,7 +168,7 @@ def calibrate(inputs: Inputs, drop_count: float | None, say: Callable[[str], Non
     if drop_count is not None:
         counts: list[float] = [drop_count]
     else:
-        most = profile.num_layers - rule.keep_first - rule.keep_last
+        most = len(rule.allowed(profile.num_layers))
         counts = sorted({min(most, max(1, round(s * profile.num_layers))) for s in SHARES})
     seen = Profile([similarities for _, similarities in fit])
     thresholds = list(dict.fromkeys(threshold_for(seen, n, rule) for n in counts))

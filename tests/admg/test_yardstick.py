@@ -15,6 +15,7 @@ from admg.drafting import Drafting
 from admg.engine import Engine
 from admg.model import Transformer
 from admg.pass_cost import PassCost
+from admg.request import Completion, Request
 from tests.admg.decoding import (
     assert_identical,
     decode,
@@ -37,6 +38,20 @@ def model(llama_checkpoint: Path) -> Transformer:
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("admg.engine.PLAIN_EVERY", EVERY)
+
+
+def watching(
+    engine: Engine, requests: list[Request], monkeypatch: pytest.MonkeyPatch, forward: Any
+) -> dict[str, Completion]:
+    """Decode with another `forward` of the model once the warm-up is over; undoes all patches."""
+    for request in requests:
+        engine.submit(request)
+    done = {c.key: c for c in engine.step()}
+    monkeypatch.setattr(engine._model, "forward", forward)
+    while engine.has_work:
+        done |= {c.key: c for c in engine.step()}
+    monkeypatch.undo()
+    return done
 
 
 @pytest.mark.usefixtures("often")
@@ -66,13 +81,7 @@ def test_nobody_learns_from_a_yardstick(
 
     config = engine_config(draft, max_num_seqs=4, rounds=rounds)
     engine = Engine(model, config, eos_token_ids=[])
-    for request in requests:
-        engine.submit(request)
-    done = {c.key: c for c in engine.step()}  # the warm-up is over
-    monkeypatch.setattr(model, "forward", noted)
-    while engine.has_work:
-        done |= {c.key: c for c in engine.step()}
-    monkeypatch.undo()
+    done = watching(engine, requests, monkeypatch, noted)
     assert (engine.graphs is not None) == (rounds == "device")
     # Rounds are counted from 1, and the first one is over.
     plain = [i for i in range(len(passes)) if (i + 2) % EVERY == 0]
@@ -110,13 +119,7 @@ def test_plain_is_plain_where_the_controller_chooses(
 
     draft = drafting(2, drafter="auto", windows=None)
     engine = Engine(model, engine_config(draft, max_num_seqs=2), eos_token_ids=[])
-    for request in requests:
-        engine.submit(request)
-    done = {c.key: c for c in engine.step()}  # the warm-up is over
-    monkeypatch.setattr(model, "forward", noted)
-    while engine.has_work:
-        done |= {c.key: c for c in engine.step()}
-    monkeypatch.undo()
+    done = watching(engine, requests, monkeypatch, noted)
     assert len(watched) > 5 and any(watched) == tries
     reference = decode(model, requests, engine_config())
     ids = [[d[r.key].token_ids for r in requests] for d in (done, reference)]

@@ -11,7 +11,7 @@ import click
 
 from jobs.failures import EXIT_INCOMPLETE, EXIT_INTERRUPTED, command_line, verbose_option
 from jobs.option_kinds import ExampleCommand
-from jobs.whole_file import check_folder
+from jobs.whole_file import check_folder, write_whole
 
 if TYPE_CHECKING:
     from jobs.bench.gpu.harness import Found
@@ -107,7 +107,7 @@ def gpu(
     with sigterm_interrupts():
         found = run(settings, lambda line: click.echo(line, err=True), keep)
     if html is not None:
-        html.write_text(page(found), encoding="utf-8")
+        write_whole(html, page(found))
     _print(found)
     click.echo(json.dumps(document(found)))
     if found.interrupted:

@@ -93,22 +93,26 @@ def times(a: Counts, b: Counts) -> Estimate | None:
 
 @dataclass(frozen=True, slots=True)
 class Lossless:
-    """Rows that were decoded by a drafter, and those whose tokens are plain decoding's."""
+    """Rows that were decoded by a drafter, and those whose tokens are plain decoding's.
+
+    `others` are the cells with rows of other tokens.
+    """
 
     rows: int
     identical: int
+    others: tuple[str, ...]
 
 
-def lossless(record: Record, section: str = "") -> Lossless:
-    """Over all cells of a section (all of them: "") but plain decoding itself."""
-    rows = [
-        same
+def lossless(record: Record) -> Lossless:
+    """Over all counted cells but plain decoding itself."""
+    cells = {
+        name: [same for part in cell.get("rows", {}).values() for same in part["identical"]]
         for name, cell in record.cells.items()
-        if name.startswith(section) and name != "main/plain" and not name.startswith("timed/")
-        for part in cell.get("rows", {}).values()
-        for same in part["identical"]
-    ]
-    return Lossless(len(rows), sum(rows))
+        if name != "main/plain" and not name.startswith("timed/")
+    }
+    others = tuple(name for name, rows in cells.items() if not all(rows))
+    rows = [same for rows in cells.values() for same in rows]
+    return Lossless(len(rows), sum(rows), others)
 
 
 def timed_rows(record: Record, system: str, task: str, law: str) -> list[Rows]:

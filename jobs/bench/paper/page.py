@@ -23,6 +23,7 @@ from jobs.bench.paper.page_words import HOLDS, MISSING, MODELLED, READING, ROBUS
 from jobs.bench.paper.plots import plots
 from jobs.bench.paper.record import Record
 from jobs.bench.paper.settings import SECTIONS
+from jobs.whole_file import write_whole
 
 NAME = "paper.md"
 
@@ -32,9 +33,9 @@ def write_page(folder: Path, record: Record) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     drawn = plots(record)
     for name, (svg, _) in drawn.items():
-        (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
+        write_whole(folder / f"{name}.svg", svg)
     page = folder / NAME
-    page.write_text(render(record, {name: title for name, (_, title) in drawn.items()}), "utf-8")
+    write_whole(page, render(record, {name: title for name, (_, title) in drawn.items()}))
     return page
 
 
@@ -69,7 +70,7 @@ def _head(record: Record) -> Iterator[str]:
         f"{state}"
     )
     same = lossless(record)
-    others = ", ".join(name for name in record.cells if _differs(record, name))
+    others = ", ".join(same.others)
     yield (
         f"Lossless: {same.identical} of {same.rows} rows that a drafter has decoded have the "
         f"tokens of plain decoding.{f' **Others are in: {others}.**' if others else ''}"
@@ -97,11 +98,6 @@ def _head(record: Record) -> Iterator[str]:
     ]
     yield table(head, rows)
     yield SETTING
-
-
-def _differs(record: Record, name: str) -> bool:
-    same = lossless(record, name)
-    return same.identical < same.rows
 
 
 def _answer(record: Record, drawn: dict[str, str]) -> Iterator[str]:

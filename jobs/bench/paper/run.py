@@ -168,8 +168,7 @@ class Counting:
         done = self._decoder.decode(variants.PLAIN, requests)
         completions = [done[r.key].token_ids for r in requests]
         worth = judge_of(self._decoder, requests, completions)
-        rule = DropRule(count=0)
-        allowed = range(rule.keep_first, self._layers - rule.keep_last)
+        allowed = DropRule(count=0).allowed(self._layers)
         sizes = (self._settings.sizes.swaps, self._settings.seed)
         found = swapped(start, allowed, worth, *sizes)
         self._decode(

@@ -192,7 +192,7 @@ class Controller:
         return any(
             self._own_rate(share, count, context, k, OPTIMISTIC) * plain > self._margin(count)
             for count in self.target.sizes
-            for context in self.target.contexts
+            for context in (*self.target.contexts, self.target.longest)
             for plain in (self.target.estimate(count, context) / count,)
             for share in self.own
             for k in range(1, most + 1)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import replace
+from functools import partial
 
 from admg.config import DraftConfig, EngineConfig
 from admg.cuda_graphs import GraphReport
@@ -96,7 +97,8 @@ class Engine:
         self._chooses = config.draft.drafter == "auto"
         self._cost = PassCost.for_engine(*sizes, DRAFTED if self._chooses else (1,))
         shares = config.draft.window_shares or (0.0,)
-        self._own_costs = {share: PassCost.for_engine(*sizes) for share in shares}
+        own = partial(PassCost.for_engine, *sizes, machine=self._cost)
+        self._own_costs = {share: own() for share in shares}
         self._drafting: Drafting | None = None
         if config.draft.drafter != "none":
             self._drafting = Drafting(*shared, config, self._cost, self._own_costs)

@@ -1,8 +1,11 @@
 """What a pass over a batch costs here: the yardstick of every row's speedup, and the controller's.
 
 A small grid of (tokens per sequence, sequences, context) is timed in a warm-up; between its points
-the cost is interpolated linearly. Real rounds keep a drift factor for each number of tokens fresh,
-so that a machine that slows down does not turn into a drafter that looks slow (DESIGN §4.5).
+the cost is interpolated linearly. Real rounds keep drift factors fresh, so that a machine that
+slows down does not turn into a drafter that looks slow (DESIGN §4.5): that of plain passes is the
+machine's, which all others follow, and they have one of their own beside it for each number of
+tokens. If each were known by its own passes alone, a machine that slows down while it decodes
+plainly would turn into one whose drafts look cheap.
 """
 
 from __future__ import annotations
@@ -31,22 +34,41 @@ DRAFTED = (1, 2, 5, 9)
 
 
 class PassCost:
-    """Seconds of one pass by (sequences, mean context in tokens, mean tokens per sequence)."""
+    """Seconds of one pass by (sequences, mean context in tokens, mean tokens per sequence).
 
-    def __init__(self, sizes: list[int], contexts: list[int], tokens: tuple[int, ...]) -> None:
+    `longest` is a context that a full batch may come to have, beyond those that are timed. Where
+    these are no passes of the target, `machine` are: it says how fast the machine is now.
+    """
+
+    def __init__(
+        self,
+        sizes: list[int],
+        contexts: list[int],
+        tokens: tuple[int, ...],
+        longest: int | None = None,
+        machine: PassCost | None = None,
+    ) -> None:
         self.sizes = sizes
         self.contexts = contexts
         self.tokens = tokens
+        self.longest = contexts[-1] if longest is None else longest
+        self._machine = machine
         self._grid: dict[tuple[int, int, int], float] = {}
         self._drift = dict.fromkeys(tokens, 1.0)
+        self._seen = dict.fromkeys(tokens, 0)
         # What the latest passes say of the drift.
         self._latest = {t: [1.0, 1.0] for t in tokens}
-        # The latest estimate's sequences and context, and its costs by tokens.
-        self._asked: tuple[tuple[int, float], list[float]] | None = None
+        # The latest estimate's sequences, context and speed of the machine; its costs by tokens.
+        self._asked: tuple[tuple[int, float, float], list[float]] | None = None
 
     @classmethod
     def for_engine(
-        cls, max_num_seqs: int, max_model_len: int, num_slots: int, tokens: tuple[int, ...] = (1,)
+        cls,
+        max_num_seqs: int,
+        max_model_len: int,
+        num_slots: int,
+        tokens: tuple[int, ...] = (1,),
+        machine: PassCost | None = None,
     ) -> PassCost:
         """A grid from one sequence to a full batch, from short to middling contexts.
 
@@ -57,7 +79,7 @@ class PassCost:
         fitting = tuple(t for t in tokens if t == 1 or t < room // 2)
         longest = max(min(LONG_CONTEXT, max_model_len // 2, room - fitting[-1] - 1), 1)
         contexts = sorted({min(SHORT_CONTEXT, longest), longest})
-        return cls(sorted({1, min(4, most), most}), contexts, fitting)
+        return cls(sorted({1, min(4, most), most}), contexts, fitting, room, machine)
 
     @property
     def measured(self) -> bool:
@@ -88,17 +110,19 @@ class PassCost:
     def estimate(self, sequences: int, context: float, tokens: float = 1) -> float:
         """Seconds of a pass, interpolated, and extrapolated past the grid's upper ends."""
         # A controller asks for many numbers of tokens of one batch.
-        if self._asked is None or self._asked[0] != (sequences, context):
-            by_tokens = [self._drift[t] * self._at(sequences, context, t) for t in self.tokens]
-            self._asked = ((sequences, context), by_tokens)
+        batch = (sequences, context, self.slowness)
+        if self._asked is None or self._asked[0] != batch:
+            by_tokens = [self._now(t) * self._at(sequences, context, t) for t in self.tokens]
+            self._asked = (batch, by_tokens)
         return _interpolate(self.tokens, self._asked[1], tokens)
 
     def observe(self, sequences: int, context: float, seconds: float, tokens: float = 1) -> None:
         """Take a real pass into account, for passes of about as many tokens.
 
-        Plain passes alone move the estimate of plain passes: it is the yardstick. Of the last
-        three passes of a kind the middle one counts, so that a single slow one moves nothing; one
-        that is much faster is believed at once.
+        Plain passes alone move the estimate of plain passes: it is the yardstick. They move all
+        others with it, whose own passes then say what they cost beside it. Of the last three
+        passes of a kind the middle one counts, so that a single slow one moves nothing; one that
+        is much faster is believed at once.
         """
         drafted = tokens > 1 and len(self.tokens) > 1
         column = min(self.tokens[drafted:], key=lambda t: abs(t - tokens))
@@ -108,14 +132,29 @@ class PassCost:
         if implied >= FASTER * drift:
             implied = sorted(self._latest[column])[1]
         ratio = implied / drift
-        decay = FASTER_DECAY if ratio < FASTER else DRIFT_DECAY
+        # A running mean at first: a warm-up among a job's other beginnings is soon put right.
+        self._seen[column] += 1
+        decay = min(DRIFT_DECAY, 1 - 1 / self._seen[column])
+        if ratio < FASTER:
+            decay = min(decay, FASTER_DECAY)
         drift *= decay + (1 - decay) * min(ratio, MOST_RATIO)
         self._drift[column] = max(drift, LEAST_DRIFT)
         self._asked = None
 
     def table(self) -> list[tuple[int, int, int, float]]:
         """What passes cost now: (sequences, context, tokens, seconds) for each point timed."""
-        return [(s, c, t, self._drift[t] * x) for (s, c, t), x in sorted(self._grid.items())]
+        return [(s, c, t, self._now(t) * x) for (s, c, t), x in sorted(self._grid.items())]
+
+    @property
+    def slowness(self) -> float:
+        """How much longer the target's plain passes take now than in the warm-up."""
+        return self._drift[self.tokens[0]] if self._machine is None else self._machine.slowness
+
+    def _now(self, tokens: int) -> float:
+        """How much longer passes of so many tokens take now than in the warm-up."""
+        if self._machine is None and tokens == self.tokens[0]:
+            return self._drift[tokens]
+        return self._drift[tokens] * self.slowness
 
     def _at(self, sequences: int, context: float, tokens: int) -> float:
         by_size = [

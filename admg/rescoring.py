@@ -93,9 +93,7 @@ def rescore(model: Transformer, arena: KVArena, sampler: Sampler, s: Sequence, m
     return Score(float(deficits[worst]), float(noise))
 
 
-def _pass(
-    model: Transformer, arena: KVArena, s: Sequence, tokens: list[int], start: int
-) -> Tensor:
+def _pass(model: Transformer, arena: KVArena, s: Sequence, tokens: list[int], start: int) -> Tensor:
     return model.forward(RaggedBatch.build([(tokens, start, s.extent)], model.device), arena)
 
 

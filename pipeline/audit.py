@@ -57,7 +57,6 @@ class Audit:
         groups = [[i for i in places if i in fit] for places in bounds]
         return [group for group in groups if group]
 
-
     def to_score(self, request: Request, first: Completion, again: Completion) -> Request | None:
         """What tells whether tokens that differ do so at near-ties; None where nothing is asked."""
         errors = "error" in (first.finish_reason, again.finish_reason)

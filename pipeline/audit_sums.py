@@ -1,4 +1,4 @@
-"""Sums over audited rows: those alike, those at near-ties, estimated and true speedup with error."""
+"""Sums over audited rows: those alike, those at near-ties, and the speedup beside its estimate."""
 
 from __future__ import annotations
 

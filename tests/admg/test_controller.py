@@ -99,6 +99,18 @@ def test_self_drafts_pay_where_their_pass_is_cheap(own: float, drafts: bool) -> 
     assert not any(controller.choose([sequence(draft_tokens=0)], [FOUND], 50).own)
 
 
+@pytest.mark.parametrize(("longest", "pay"), [(100, False), (1000, True)])
+def test_self_drafts_that_pay_in_long_contexts_alone_are_prepared_for(
+    longest: int, pay: bool
+) -> None:
+    """Those are not timed beforehand: what a pass costs there is drawn on from shorter ones."""
+    target = PassCost([1, 4], [10, 100], (1, 2, 5, 9), longest)
+    target.warm_up(lambda size, context, tokens: 1 + context / 100)
+    own = PassCost([1, 4], [10, 100], (1,))
+    own.warm_up(lambda size, context, tokens: 1.1 + 0.006 * context)
+    assert Controller(target, {0.0: own}).own_may_pay(4) == pay
+
+
 def test_a_sequence_that_decodes_plainly_is_left_alone() -> None:
     controller = Controller(costs(0.0)[0], {})
     assert controller.choose([sequence(draft_tokens=0)], [FOUND], 50).lookup == [0]

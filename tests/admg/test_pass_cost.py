@@ -105,6 +105,7 @@ def test_the_grid_fits_the_engine(max_num_seqs: int, max_model_len: int, num_slo
     assert cost.sizes == sorted(set(cost.sizes)) and cost.contexts == sorted(set(cost.contexts))
     assert cost.sizes[0] == 1 and cost.sizes[-1] <= max_num_seqs
     assert cost.contexts[0] >= 1 and cost.contexts[-1] <= max(max_model_len, 2)
+    assert cost.contexts[-1] <= cost.longest <= max(max_model_len, 2)
     extent = -(-cost.contexts[-1] // SLOT_GRAIN) * SLOT_GRAIN  # what a sequence takes at least
     assert cost.sizes[-1] * extent <= num_slots
     if num_slots == 200_000:
@@ -118,7 +119,28 @@ def test_a_disturbed_warm_up_is_soon_forgotten() -> None:
     for _ in range(8):
         cost.observe(4, 500, linear(4, 500))
     assert cost.estimate(4, 500) < 1.5 * linear(4, 500)
-    assert cost.estimate(4, 500, 5) > 4 * linear(4, 500, 5), "drafted passes are known by their own"
+    assert cost.estimate(4, 500, 5) < 1.5 * linear(4, 500, 5), "the machine was slow for all"
+
+
+def test_a_slow_machine_is_slow_for_drafts_too(cost: PassCost) -> None:
+    """It is found out in plain rounds; drafts must not look cheap until some are tried."""
+    own = PassCost([1, 16], [64, 1024], (1,), machine=cost)
+    own.warm_up(lambda *shape: linear(*shape) / 2)
+    plain, drafted, draft = cost.estimate(4, 500), cost.estimate(4, 500, 6), own.estimate(4, 500)
+    for _ in range(60):
+        cost.observe(4, 500, 3 * plain)
+    assert cost.slowness == own.slowness == pytest.approx(3, rel=1e-3)
+    assert cost.estimate(4, 500, 6) == pytest.approx(3 * drafted, rel=1e-3)
+    assert own.estimate(4, 500) == pytest.approx(3 * draft, rel=1e-3)
+    assert {k[:3]: k[3] for k in own.table()}[1, 64, 1] == pytest.approx(1.5 * linear(1, 64))
+    # What they cost beside plain ones is told by their own passes.
+    for _ in range(60):
+        cost.observe(4, 500, 6 * drafted, 6)
+        own.observe(4, 500, draft)
+    assert cost.estimate(4, 500) == pytest.approx(3 * plain, rel=1e-3)
+    assert cost.estimate(4, 500, 6) == pytest.approx(6 * drafted, rel=0.1)
+    assert own.estimate(4, 500) == pytest.approx(draft, rel=1e-3)
+    assert own.slowness == pytest.approx(3, rel=1e-3)
 
 
 def test_drafted_passes_do_not_move_the_yardstick(cost: PassCost) -> None:

@@ -44,6 +44,9 @@ from admg.yardstick import plain_seconds
 
 # Every so many rounds one is plain, so that the yardstick of the speedup stays fresh.
 PLAIN_EVERY = 64
+# And the first ones are, before anything is chosen by costs: a warm-up among a job's other
+# beginnings can come out several times too slow, by which all drafts would look cheap.
+FIRST_PLAIN = 3
 NO_DRAFT = DraftConfig(drafter="none")
 # So many waiting prompts decide what the shared prefix is.
 PREFIX_OF = 256
@@ -208,7 +211,7 @@ class Engine:
         start = time.perf_counter()
         self._rounds += 1
         context = sum(len(s.tokens) for s in sequences) / len(sequences)
-        plain = self._rounds % PLAIN_EVERY == 0
+        plain = self._rounds % PLAIN_EVERY == 0 or (self._chooses and self._rounds <= FIRST_PLAIN)
         drafting = self._drafting if any(s.request.draft for s in sequences) else None
         drafted = Drafted.nothing(len(sequences))
         if drafting is not None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from admg import pass_cost
 from admg.config import SamplingParams
 from admg.controller import Choice, Controller
 from admg.draft_rules import WindowRule
@@ -161,3 +162,23 @@ def test_looking_up_and_trying_limits_is_no_part_of_a_plain_step(
     assert plain and set(plain) == {0.0}
     # Not only those that are plain on purpose: the controller's own are as plain.
     assert len(plain) > engine._rounds // EVERY
+
+
+def test_a_disturbed_warm_up_is_put_right_before_anything_is_chosen(
+    model: Transformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every pass seemed to take a thousand times as long as it does."""
+    fastest = pass_cost._fastest
+    monkeypatch.setattr(pass_cost, "_fastest", lambda *args: 1000 * fastest(*args))
+    chosen: list[float] = []
+    choose = Controller.choose
+
+    def noted(self: Controller, *args: Any) -> Choice:
+        chosen.append(self.target.slowness)
+        return choose(self, *args)
+
+    monkeypatch.setattr(Controller, "choose", noted)
+    prompts = random_prompts(model.config.vocab_size, [30, 20])
+    requests = requests_for(prompts, [LAWS[0]] * 2)
+    decode(model, requests, engine_config(drafting(2, drafter="auto"), max_num_seqs=2))
+    assert chosen and max(chosen) < 0.5

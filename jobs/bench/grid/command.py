@@ -47,7 +47,8 @@ admg-batch bench grid --system auto:weights=int8 --batch 1 --workload chat
 _NOTES = """\
 Each cell decodes one and a half batches of prompts (three at least), and gets its share of the time
 that is left. Ctrl-C and the end of the time keep what is timed: the same command with the same
---record goes on from there.
+--record goes on from there. A cell that is timed once is as noisy as the machine, and the worst of
+thirty such cells worse than any is: where that matters give --minutes more.
 
 Exit codes: 0 all cells timed; 2 a mistake; 4 cells are left, or a system failed; 130 Ctrl-C.
 """

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 ADDRESS = "RAY_API_SERVER_ADDRESS"
 POLL_SECONDS = 0.5
 _RECONNECTS, _RECONNECT_SECONDS = 10, 2.0
+# The agent of a node, which starts jobs, comes up after the head that answers.
+_NO_AGENT, _AGENT_SECONDS = "No available agent", 60.0
 _CHATTY = (
     "ray.dashboard.modules.dashboard_sdk",
     "ray.dashboard.modules.job.sdk",
@@ -97,20 +99,25 @@ class RayJobs:
         raise ValueError(f"--id is {submission_id!r}: {self.address} knows no such job")
 
     def send(self, submission_id: str, entrypoint: str, **options: Any) -> None:
-        """Submit a job.
+        """Submit a job; where the cluster has only just come up, once it takes any.
 
         Raises:
             UsedId: somebody else was faster.
         """
+        end = time.monotonic() + _AGENT_SECONDS
         with _sentences(self.address):
-            try:
-                self._client.submit_job(
-                    submission_id=submission_id, entrypoint=entrypoint, **options
-                )
-            except RuntimeError as error:
-                if "already exists" not in str(error):
-                    raise
-                raise UsedId(submission_id) from error
+            while True:
+                try:
+                    self._client.submit_job(
+                        submission_id=submission_id, entrypoint=entrypoint, **options
+                    )
+                    return
+                except RuntimeError as error:
+                    if "already exists" in str(error):
+                        raise UsedId(submission_id) from error
+                    if _NO_AGENT not in str(error) or time.monotonic() > end:
+                        raise
+                time.sleep(POLL_SECONDS)
 
     def stop(self, submission_id: str) -> None:
         """Ask a job to end."""

@@ -60,6 +60,7 @@ class Client:
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_jobs, "_RECONNECT_SECONDS", 0.0)
+    monkeypatch.setattr(ray_jobs, "POLL_SECONDS", 0.0)
 
 
 @pytest.mark.parametrize("breaks", [(), (0,), (2, 0, 1, 4), (3, 3, 4)])
@@ -117,6 +118,32 @@ def test_a_used_id_is_told_apart() -> None:
     )
     with pytest.raises(UsedId):
         RayJobs(Client(error=RuntimeError(text))).send("a", "x")  # type: ignore[arg-type]
+
+
+def test_a_cluster_that_has_just_come_up_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its head answers before it takes jobs; what else goes wrong is not tried again."""
+    late = RuntimeError(
+        "Request failed with status code 500: No available agent to submit job, please try again "
+        "later.."
+    )
+    answers: list[Exception | None] = [late, late, None]
+    client = Client()
+
+    def submit_job(**_: Any) -> None:
+        answer = answers.pop(0)
+        if answer is not None:
+            raise answer
+
+    monkeypatch.setattr(client, "submit_job", submit_job)
+    RayJobs(client).send("a", "x")  # type: ignore[arg-type]
+    assert not answers
+    answers += [late, RuntimeError("Request failed with status code 500: disk is full")]
+    with pytest.raises(Failure, match="disk is full"):
+        RayJobs(client).send("a", "x")  # type: ignore[arg-type]
+    monkeypatch.setattr(ray_jobs, "_AGENT_SECONDS", -1.0)
+    answers.append(late)
+    with pytest.raises(Failure, match="No available agent"):
+        RayJobs(client).send("a", "x")  # type: ignore[arg-type]
 
 
 def test_an_option_beats_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

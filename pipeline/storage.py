@@ -34,6 +34,7 @@ LEASES = f"{STATE}/lease"
 SEALED = ".sealed"
 
 _RENAMES = ("local", "hdfs")
+_LOOKS = 3
 
 T = TypeVar("T")
 
@@ -97,13 +98,19 @@ class Store:
     def listing(self, folder: str = "") -> list[fs.FileInfo]:
         """What lies directly in the folder (or a folder in it); nothing where there is none."""
         base = self.path(folder) if folder else self.root
-        selector = fs.FileSelector(base, allow_not_found=True)
+        # pyarrow looks twice, and takes a folder that appears between the two for no folder: an
+        # error that another look of our own does not meet.
+        for _ in range(_LOOKS - 1):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                return self._listed(base)
         try:
-            return self.trying(f"listing {base}", lambda: self.filesystem.get_file_info(selector))
+            return self._listed(base)
         except FileNotFoundError:
-            # pyarrow allows a missing folder only if it is still missing at a second look, so one
-            # that another process makes between the two would be an error.
             return []
+
+    def _listed(self, base: str) -> list[fs.FileInfo]:
+        selector = fs.FileSelector(base, allow_not_found=True)
+        return self.trying(f"listing {base}", lambda: self.filesystem.get_file_info(selector))
 
     def exists(self, name: str) -> bool:
         """Whether there is a file of this name."""

@@ -133,6 +133,8 @@ def test_a_renewed_lease_notices_that_it_is_lost(store: Store) -> None:
         assert lease._lost.wait(timeout=30)
 
 
+# fsspec's memory is one object that its readers and writers share, whatever thread they are in.
+@pytest.mark.parametrize("store", ["local", "s3"], indirect=True)
 def test_of_many_starts_at_once_one_wins(store: Store) -> None:
     inside = threading.Semaphore(1)
     fences: list[int] = []
@@ -183,6 +185,12 @@ def test_a_folder_that_appears_while_it_is_listed_is_no_error(tmp_path: Path) ->
     finally:
         over.set()
         other.join()
+
+
+def test_a_file_in_a_folders_place_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("no folder")
+    with pytest.raises(NotADirectoryError):
+        Store(str(tmp_path / "out")).names("")
 
 
 def test_rooms_that_two_empty_at_once_are_emptied(tmp_path: Path) -> None:

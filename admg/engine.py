@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import replace
-from functools import partial
 
 from admg.config import DraftConfig, EngineConfig
 from admg.cuda_graphs import GraphReport
@@ -100,8 +99,9 @@ class Engine:
         self._chooses = config.draft.drafter == "auto"
         self._cost = PassCost.for_engine(*sizes, DRAFTED if self._chooses else (1,))
         shares = config.draft.window_shares or (0.0,)
-        own = partial(PassCost.for_engine, *sizes, machine=self._cost)
-        self._own_costs = {share: own() for share in shares}
+        self._own_costs = {
+            share: PassCost.for_engine(*sizes, machine=self._cost) for share in shares
+        }
         self._drafting: Drafting | None = None
         if config.draft.drafter != "none":
             self._drafting = Drafting(*shared, config, self._cost, self._own_costs)

@@ -77,8 +77,8 @@ class PassCost:
         most = min(max_num_seqs, num_slots // SLOT_GRAIN)
         room = min(num_slots // most // SLOT_GRAIN * SLOT_GRAIN, max_model_len)
         fitting = tuple(t for t in tokens if t == 1 or t < room // 2)
-        longest = max(min(LONG_CONTEXT, max_model_len // 2, room - fitting[-1] - 1), 1)
-        contexts = sorted({min(SHORT_CONTEXT, longest), longest})
+        timed = max(min(LONG_CONTEXT, max_model_len // 2, room - fitting[-1] - 1), 1)
+        contexts = sorted({min(SHORT_CONTEXT, timed), timed})
         return cls(sorted({1, min(4, most), most}), contexts, fitting, room, machine)
 
     @property

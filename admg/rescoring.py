@@ -4,13 +4,14 @@ In bf16 the same logits come out a little different when they are computed in pa
 shape, so two exact ways to decode may part where two tokens are about as good: a near-tie. What is
 no near-tie is a mistake. Both are told apart here, without trusting either way's text.
 
-Shapes: N tokens of the completion, P of the prompt, D hidden size, V vocabulary.
+Shapes: N tokens of the completion, D hidden size.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -40,10 +41,9 @@ class Rescoring:
         scheduler: Scheduler,
         prefill_tokens: int,
     ) -> None:
-        self._shared = (model, arena, sampler)
+        self._rescore = partial(rescore, model, arena, sampler, most=prefill_tokens)
         self._arena = arena
         self._scheduler = scheduler
-        self._most = prefill_tokens
         self._waiting: deque[tuple[int, Request, float]] = deque()
 
     @property
@@ -61,7 +61,7 @@ class Rescoring:
         if s is None:
             return []
         self._waiting.popleft()
-        score = rescore(*self._shared, s, self._most)
+        score = self._rescore(s)
         self._arena.clear(s.extent)  # for what is not finite must not stay
         self._scheduler.retire(s)
         return [Completion(s.handle, s.request.key, [], "stop", s.stats(), score=score)]

@@ -66,8 +66,7 @@ class Sampler:
             keys = self._keys(rows, law.index, purpose)
             hashes = self._hashes if law.tokens is None else self._hashes[law.tokens]
             column = race(law.probabilities, exponential(keys, hashes))
-            chosen = column if law.tokens is None else law.tokens.gather(1, column[:, None])[:, 0]
-            tokens[law.index] = chosen
+            tokens[law.index] = column if law.tokens is None else _at(law.tokens, column)
         return tokens
 
     def laws(self, logits: Tensor, rows: Sequence[LawRow]) -> Tensor:
@@ -139,8 +138,7 @@ def finite_rows(logits: Tensor) -> Tensor:
 
 def confidence(logits: Tensor, tokens: Tensor) -> Tensor:
     """Untempered softmax probability [N] of `tokens` [N] under logits [N, V]."""
-    picked = logits.gather(1, tokens[:, None])[:, 0]
-    return (picked - logits.logsumexp(dim=-1)).exp()
+    return (_at(logits, tokens) - logits.logsumexp(dim=-1)).exp()
 
 
 def likeliest(logits: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -213,8 +211,8 @@ def _group_laws(
     return [Candidates(index, probabilities / probabilities.sum(dim=-1, keepdim=True), tokens)]
 
 
-def _at(values: Tensor, tokens: Tensor) -> Tensor:
-    return values.gather(1, tokens[:, None])[:, 0]
+def _at(values: Tensor, columns: Tensor) -> Tensor:
+    return values.gather(1, columns[:, None])[:, 0]
 
 
 def _column(values: list[float], like: Tensor) -> Tensor:

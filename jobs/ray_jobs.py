@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.failures import EXIT_INCOMPLETE, Failure
 from jobs.submission import OURS, ClusterJob
 from pipeline.redaction import redacted
+from pipeline.retry import Patience
 
 if TYPE_CHECKING:
     from ray.dashboard.modules.job.pydantic_models import JobDetails
@@ -28,7 +29,7 @@ ADDRESS = "RAY_API_SERVER_ADDRESS"
 POLL_SECONDS = 0.5
 _RECONNECTS, _RECONNECT_SECONDS = 10, 2.0
 # The agent of a node, which starts jobs, comes up after the head that answers.
-_NO_AGENT, _AGENT_SECONDS = "No available agent", 60.0
+_STARTING = Patience(60.0)
 _CHATTY = (
     "ray.dashboard.modules.dashboard_sdk",
     "ray.dashboard.modules.job.sdk",
@@ -104,7 +105,7 @@ class RayJobs:
         Raises:
             UsedId: somebody else was faster.
         """
-        end = time.monotonic() + _AGENT_SECONDS
+        pauses = _STARTING.pauses()
         with _sentences(self.address):
             while True:
                 try:
@@ -115,9 +116,10 @@ class RayJobs:
                 except RuntimeError as error:
                     if "already exists" in str(error):
                         raise UsedId(submission_id) from error
-                    if _NO_AGENT not in str(error) or time.monotonic() > end:
+                    pause = next(pauses, None)
+                    if pause is None or "No available agent" not in str(error):
                         raise
-                time.sleep(POLL_SECONDS)
+                time.sleep(pause)
 
     def stop(self, submission_id: str) -> None:
         """Ask a job to end."""

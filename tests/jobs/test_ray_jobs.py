@@ -14,6 +14,7 @@ from ray.exceptions import AuthenticationError
 from jobs import ray_jobs
 from jobs.failures import Failure
 from jobs.ray_jobs import ADDRESS, RayJobs, UsedId
+from pipeline.retry import Patience
 
 LOG = ["one\n", "two\n", "three\nfour", " and five\n"]
 
@@ -60,7 +61,7 @@ class Client:
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_jobs, "_RECONNECT_SECONDS", 0.0)
-    monkeypatch.setattr(ray_jobs, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(ray_jobs, "_STARTING", Patience(60.0, first=0.0))
 
 
 @pytest.mark.parametrize("breaks", [(), (0,), (2, 0, 1, 4), (3, 3, 4)])
@@ -140,7 +141,7 @@ def test_a_cluster_that_has_just_come_up_is_asked_again(monkeypatch: pytest.Monk
     answers += [late, RuntimeError("Request failed with status code 500: disk is full")]
     with pytest.raises(Failure, match="disk is full"):
         RayJobs(client).send("a", "x")  # type: ignore[arg-type]
-    monkeypatch.setattr(ray_jobs, "_AGENT_SECONDS", -1.0)
+    monkeypatch.setattr(ray_jobs, "_STARTING", Patience(0.0))
     answers.append(late)
     with pytest.raises(Failure, match="No available agent"):
         RayJobs(client).send("a", "x")  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import ray
-from ray.data import ActorPoolStrategy, Dataset
+from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 
 from pipeline.audit import Audit
 from pipeline.blocks import measured_speed
@@ -115,7 +115,9 @@ def _execute(
     with data_context(layout.actors, oversight):
         dataset = _dataset(job, chunks, layout, committed, board, safety)
         with Watch(board.board, tracker, reused, oversight.tell):
-            dataset.write_datasink(sink, ray_remote_args={"num_cpus": LIGHT})
+            dataset.write_datasink(
+                sink, ray_remote_args={"num_cpus": LIGHT}, concurrency=layout.actors
+            )
     return sink.files
 
 
@@ -180,6 +182,9 @@ def _dataset(
         )
         .map_batches(
             Detokenize(factory, job.schema),
+            # Rows that end together are written one after another: each further process would
+            # take seconds of the engine's CPUs to start, and a block takes hundredths of one.
+            compute=TaskPoolStrategy(layout.actors),
             # Rows wait for others only where a call has less than a block.
             batch_size=layout.rows_per_block if layout.gathers else None,
             num_cpus=LIGHT,

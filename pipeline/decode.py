@@ -98,7 +98,7 @@ class Decode:
             return self._factory.build(batch) if smaller else self._factory.build()
 
         every = min(1.0, rules.row_seconds / 4)
-        return EngineLoop(build, report, ActorGuard(self._record, rules), every)
+        return EngineLoop(build, report, ActorGuard(self._record, rules), every, batch)
 
     async def __call__(self, table: pa.Table) -> AsyncIterator[pa.Table]:
         """Decode the rows of a call; they come back in their order, once each."""

@@ -51,15 +51,16 @@ class Entry:
 class EngineLoop:
     """Builds an engine in a thread, which torch wants for its settings, and keeps it busy.
 
-    Sequences are taken in as they come, one group after another: the next group waits until the
-    engine has a place for every sequence of the group before, so that none waits for ever behind
-    longer ones. Sequences that need small company go first, when the engine is empty, then groups
+    Sequences are taken in as they come, group after group: as many groups at once as fill the
+    engine's places, and the next ones wait until every sequence of those has its place, so that
+    none waits for ever behind longer ones. Sequences that need small company go first, when the engine is empty, then groups
     that want it for themselves, and the others wait until they are through.
 
     Args:
         build: makes the engine.
         report: called about once a second with what has been done so far.
         guard: is told of the engine's death; None: the futures alone are.
+        places: that the engine has; 1 takes one group at a time.
     """
 
     def __init__(
@@ -68,8 +69,9 @@ class EngineLoop:
         report: Report | None = None,
         guard: Guard | None = None,
         watch_seconds: float = 1.0,
+        places: int = 1,
     ) -> None:
-        self._build, self._guard = build, guard
+        self._build, self._guard, self._places = build, guard, places
         self._reporter = Reporter(report)
         self._loaded: Future[None] = Future()
         self._inbox: queue.SimpleQueue[tuple[list[Entry], bool]] = queue.SimpleQueue()
@@ -174,10 +176,19 @@ class EngineLoop:
         waiting = self._apart or self._closed
         if (waiting or not self._in_company) and not engine.has_work:
             self._next_company(engine)
-        while self._in_company and not waiting and self._groups:
-            if engine.counters.num_waiting:
+        if self._in_company and not waiting:
+            self._fill(engine)
+
+    def _fill(self, engine: EngineLike) -> None:
+        """Let groups in for the free places, one in any case, if none waits for its place yet."""
+        made = engine.counters
+        held = made.num_running
+        while self._groups and not made.num_waiting:
+            group = self._groups.popleft()
+            self._enter(engine, group)
+            held += len(group)
+            if group and held >= self._places:
                 break
-            self._enter(engine, self._groups.popleft())
 
     def _next_company(self, engine: EngineLike) -> None:
         """The next sequences that go together and with no others, or the end of that."""

@@ -107,6 +107,26 @@ def test_a_group_comes_when_all_of_the_one_before_have_a_place() -> None:
     assert max(len(inside) for inside in engine.together) <= 2 + 5
 
 
+def test_groups_that_have_come_fill_the_places_together() -> None:
+    """What came while the model was loaded starts at once, and not a group a round."""
+    engine, come = Recording(StandIn(max_num_seqs=4)), threading.Event()
+
+    def build() -> Recording:
+        assert come.wait(timeout=30)
+        return engine
+
+    loop = EngineLoop(build, places=4)
+    groups = [[f"{g}-{i}" for i in range(3)] for g in range(4)]
+    futures = [f for group in groups for f in loop.submit([(request(n), None) for n in group])]
+    come.set()
+    for future in futures:
+        future.result(timeout=30)
+    assert engine.together[0] == {*groups[0], *groups[1]}
+    # The third has the places that those two leave, and the fourth those that come free then.
+    waiting = [engine.waiting_at_submit[group[0]] for group in groups]
+    assert waiting == [0, 3, 0, 0]
+
+
 def test_a_death_names_the_rows_that_were_inside() -> None:
     class Dying(StandInEngine):
         def step(self) -> list[Completion]:

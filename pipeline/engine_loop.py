@@ -53,8 +53,9 @@ class EngineLoop:
 
     Sequences are taken in as they come, group after group: as many groups at once as fill the
     engine's places, and the next ones wait until every sequence of those has its place, so that
-    none waits for ever behind longer ones. Sequences that need small company go first, when the engine is empty, then groups
-    that want it for themselves, and the others wait until they are through.
+    none waits for ever behind longer ones. Sequences that need small company go first, when the
+    engine is empty, then groups that want it for themselves, and the others wait until they are
+    through.
 
     Args:
         build: makes the engine.

@@ -30,6 +30,8 @@ POLL_SECONDS = 0.5
 _RECONNECTS, _RECONNECT_SECONDS = 10, 2.0
 # The agent of a node, which starts jobs, comes up after the head that answers.
 _STARTING = Patience(60.0)
+# A head that has much to do refuses a connection now and then.
+_BUSY = Patience(5.0)
 _CHATTY = (
     "ray.dashboard.modules.dashboard_sdk",
     "ray.dashboard.modules.job.sdk",
@@ -71,8 +73,16 @@ class RayJobs:
 
         for name in _CHATTY:
             logging.getLogger(name).setLevel(logging.WARNING)
+        pauses = _BUSY.pauses()
         with _sentences(_place(address)), _overriding(address):
-            return cls(JobSubmissionClient(headers=headers))
+            while True:
+                try:
+                    return cls(JobSubmissionClient(headers=headers))
+                except ConnectionError:
+                    pause = next(pauses, None)
+                    if pause is None:
+                        raise
+                time.sleep(pause)
 
     @property
     def address(self) -> str:

@@ -121,6 +121,29 @@ def test_a_used_id_is_told_apart() -> None:
         RayJobs(Client(error=RuntimeError(text))).send("a", "x")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("refusals", [2, 1000])
+def test_a_refused_connection_is_tried_again_for_a_while(
+    refusals: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def connecting(**_: Any) -> Client:
+        asked.append(1)
+        if len(asked) <= refusals:
+            raise ConnectionError("Failed to connect to Ray")
+        return Client()
+
+    monkeypatch.setattr("ray.job_submission.JobSubmissionClient", connecting)
+    monkeypatch.setattr(ray_jobs, "_BUSY", Patience(0.2, first=0.01, longest=0.05))
+    if refusals == 2:
+        assert "head:8265" in RayJobs.connect("http://head:8265").address
+        assert len(asked) == 3
+    else:
+        with pytest.raises(Failure, match="no Ray cluster answers at http://nowhere:8265"):
+            RayJobs.connect("http://nowhere:8265")
+        assert 3 < len(asked) < refusals
+
+
 def test_a_cluster_that_has_just_come_up_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its head answers before it takes jobs; what else goes wrong is not tried again."""
     late = RuntimeError(

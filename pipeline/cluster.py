@@ -18,11 +18,15 @@ from pipeline.priority import giving_way
 
 _LOGGERS = ("ray", "ray.data")
 
-# A Ray of this process's own has one machine and nobody who looks at it: what it would count and
-# report for a dashboard is left out, and it looks after memory, disk and idle workers once a second
-# instead of four or ten times. On CPUs all of that is taken from the engine, on every core at once.
-# What the environment says goes before.
-_CALM = {
+# For a Ray of this process's own; what the environment says goes before.
+_OWN = {
+    # Its native code warns about every actor pool, and, told not to, says that it was told so.
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    # Ray's own choice, 15, would leave Decode what other programs of this machine leave over.
+    "RAY_worker_niceness": "0",
+    # One machine, and nobody who looks at it: nothing is counted for a dashboard, and memory, disk
+    # and idle workers are looked after once a second instead of four or ten times. On CPUs all of
+    # that is taken from the engine, on every core at once.
     "RAY_enable_metrics_collection": "0",
     "RAY_task_events_report_interval_ms": "0",
     "RAY_enable_timeline": "0",
@@ -85,15 +89,21 @@ def _same_sigterm() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
+@contextmanager
+def _own_settings() -> Iterator[None]:
+    """`_OWN` in the environment: what is started here inherits them, what comes later does not."""
+    missing = [name for name in _OWN if name not in os.environ]
+    os.environ.update({name: _OWN[name] for name in missing})
+    try:
+        yield
+    finally:
+        for name in missing:
+            del os.environ[name]
+
+
 def _start(cpus: int) -> None:
-    # Ray's native code warns about every actor pool, and, told not to, says that it was told so
-    # while it starts: hence the level, and no standard error for that moment.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    # Ray's own choice, 15, would leave Decode what other programs of this machine leave over.
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    for name, value in _CALM.items():
-        os.environ.setdefault(name, value)
-    with open(os.devnull, "w") as nowhere:
+    # It says so while it starts: hence no standard error for that moment.
+    with _own_settings(), open(os.devnull, "w") as nowhere:
         standard_error = os.dup(2)
         os.dup2(nowhere.fileno(), 2)
         try:

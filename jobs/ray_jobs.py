@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from jobs.failures import EXIT_INCOMPLETE, Failure
 from jobs.submission import OURS, ClusterJob
@@ -25,13 +25,15 @@ if TYPE_CHECKING:
     from ray.dashboard.modules.job.pydantic_models import JobDetails
     from ray.job_submission import JobSubmissionClient
 
+T = TypeVar("T")
+
 ADDRESS = "RAY_API_SERVER_ADDRESS"
 POLL_SECONDS = 0.5
 _RECONNECTS, _RECONNECT_SECONDS = 10, 2.0
 # The agent of a node, which starts jobs, comes up after the head that answers.
 _STARTING = Patience(60.0)
-# A head that has much to do refuses a connection now and then.
-_BUSY = Patience(5.0)
+# A head that has much to do refuses connections, or drops them, now and then.
+_BUSY = Patience(10.0)
 _CHATTY = (
     "ray.dashboard.modules.dashboard_sdk",
     "ray.dashboard.modules.job.sdk",
@@ -73,16 +75,8 @@ class RayJobs:
 
         for name in _CHATTY:
             logging.getLogger(name).setLevel(logging.WARNING)
-        pauses = _BUSY.pauses()
         with _sentences(_place(address)), _overriding(address):
-            while True:
-                try:
-                    return cls(JobSubmissionClient(headers=headers))
-                except ConnectionError:
-                    pause = next(pauses, None)
-                    if pause is None:
-                        raise
-                time.sleep(pause)
+            return cls(_asked(lambda: JobSubmissionClient(headers=headers)))
 
     @property
     def address(self) -> str:
@@ -92,7 +86,8 @@ class RayJobs:
     def ours(self) -> list[ClusterJob]:
         """The jobs that `admg-batch submit` has sent, the oldest first."""
         with _sentences(self.address):
-            found = [_job(details) for details in self._client.list_jobs() if details.submission_id]
+            listed = _asked(self._client.list_jobs)
+            found = [_job(details) for details in listed if details.submission_id]
         return sorted((j for j in found if OURS in j.metadata), key=lambda j: j.started or 0.0)
 
     def get(self, submission_id: str) -> ClusterJob:
@@ -103,7 +98,7 @@ class RayJobs:
         """
         with _sentences(self.address):
             try:
-                return _job(self._client.get_job_info(submission_id))
+                return _job(_asked(lambda: self._client.get_job_info(submission_id)))
             except RuntimeError as error:
                 if "404" not in str(error):
                     raise
@@ -227,6 +222,21 @@ def _place(address: str | None) -> str:
     """Where a cluster is looked for, for people."""
     given = address or os.environ.get(ADDRESS) or os.environ.get("RAY_ADDRESS")
     return redacted(given or "this machine")
+
+
+def _asked(question: Callable[[], T]) -> T:
+    """What changes nothing, asked again for a while where the connection does not hold."""
+    from requests.exceptions import ConnectionError as Dropped
+
+    pauses = _BUSY.pauses()
+    while True:
+        try:
+            return question()
+        except (ConnectionError, Dropped):
+            pause = next(pauses, None)
+            if pause is None:
+                raise
+        time.sleep(pause)
 
 
 def _unreachable(place: str, error: Exception) -> Failure:

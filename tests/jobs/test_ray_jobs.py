@@ -62,6 +62,7 @@ class Client:
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_jobs, "_RECONNECT_SECONDS", 0.0)
     monkeypatch.setattr(ray_jobs, "_STARTING", Patience(60.0, first=0.0))
+    monkeypatch.setattr(ray_jobs, "_BUSY", Patience(0.2, first=0.01, longest=0.05))
 
 
 @pytest.mark.parametrize("breaks", [(), (0,), (2, 0, 1, 4), (3, 3, 4)])
@@ -134,7 +135,6 @@ def test_a_refused_connection_is_tried_again_for_a_while(
         return Client()
 
     monkeypatch.setattr("ray.job_submission.JobSubmissionClient", connecting)
-    monkeypatch.setattr(ray_jobs, "_BUSY", Patience(0.2, first=0.01, longest=0.05))
     if refusals == 2:
         assert "head:8265" in RayJobs.connect("http://head:8265").address
         assert len(asked) == 3
@@ -142,6 +142,19 @@ def test_a_refused_connection_is_tried_again_for_a_while(
         with pytest.raises(Failure, match="no Ray cluster answers at http://nowhere:8265"):
             RayJobs.connect("http://nowhere:8265")
         assert 3 < len(asked) < refusals
+
+
+def test_a_question_whose_connection_is_dropped_is_asked_again() -> None:
+    client, drops = Client(), [requests.ConnectionError("Connection aborted."), ConnectionError()]
+    answer = client.get_job_info
+
+    def asked(submission_id: str) -> Any:
+        if drops:
+            raise drops.pop()
+        return answer(submission_id)
+
+    client.get_job_info = asked  # type: ignore[method-assign]
+    assert RayJobs(client).get("a").code == 3  # type: ignore[arg-type]
 
 
 def test_a_cluster_that_has_just_come_up_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,21 +110,17 @@ class RayJobs:
         Raises:
             UsedId: somebody else was faster.
         """
-        pauses = _STARTING.pauses()
+
+        def submit() -> None:
+            self._client.submit_job(submission_id=submission_id, entrypoint=entrypoint, **options)
+
         with _sentences(self.address):
-            while True:
-                try:
-                    self._client.submit_job(
-                        submission_id=submission_id, entrypoint=entrypoint, **options
-                    )
-                    return
-                except RuntimeError as error:
-                    if "already exists" in str(error):
-                        raise UsedId(submission_id) from error
-                    pause = next(pauses, None)
-                    if pause is None or "No available agent" not in str(error):
-                        raise
-                time.sleep(pause)
+            try:
+                _STARTING.again(submit, lambda error: "No available agent" in str(error))
+            except RuntimeError as error:
+                if "already exists" in str(error):
+                    raise UsedId(submission_id) from error
+                raise
 
     def stop(self, submission_id: str) -> None:
         """Ask a job to end."""
@@ -228,15 +224,7 @@ def _asked(question: Callable[[], T]) -> T:
     """What changes nothing, asked again for a while where the connection does not hold."""
     from requests.exceptions import ConnectionError as Dropped
 
-    pauses = _BUSY.pauses()
-    while True:
-        try:
-            return question()
-        except (ConnectionError, Dropped):
-            pause = next(pauses, None)
-            if pause is None:
-                raise
-        time.sleep(pause)
+    return _BUSY.again(question, lambda error: isinstance(error, ConnectionError | Dropped))
 
 
 def _unreachable(place: str, error: Exception) -> Failure:

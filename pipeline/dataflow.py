@@ -115,6 +115,7 @@ def _execute(
     with data_context(layout.actors, oversight):
         dataset = _dataset(job, chunks, layout, committed, board, safety)
         with Watch(board.board, tracker, reused, oversight.tell):
+            # As many as Detokenize has: else Ray would not do both in one task.
             dataset.write_datasink(
                 sink, ray_remote_args={"num_cpus": LIGHT}, concurrency=layout.actors
             )

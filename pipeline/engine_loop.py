@@ -183,13 +183,15 @@ class EngineLoop:
     def _fill(self, engine: EngineLike) -> None:
         """Let groups in for the free places, one in any case, if none waits for its place yet."""
         made = engine.counters
+        if made.num_waiting:
+            return
         held = made.num_running
-        while self._groups and not made.num_waiting:
+        while self._groups:
             group = self._groups.popleft()
             self._enter(engine, group)
             held += len(group)
             if group and held >= self._places:
-                break
+                return
 
     def _next_company(self, engine: EngineLike) -> None:
         """The next sequences that go together and with no others, or the end of that."""

@@ -77,8 +77,25 @@ class Patience:
             yield min(left, pause * random.uniform(0.5, 1.0))
             pause = min(self.longest, 2 * pause)
 
+    def again(self, action: Callable[[], T], passes: Callable[[Exception], bool]) -> T:
+        """What `action` returns, tried again after errors that pass.
+
+        Args:
+            action: called until it succeeds, fails for good, or the patience ends.
+            passes: whether trying again may help; where not, and at the end, the error is raised.
+        """
+        pauses = self.pauses()
+        while True:
+            try:
+                return action()
+            except Exception as error:
+                pause = next(pauses, None) if passes(error) else None
+                if pause is None:
+                    raise
+            time.sleep(pause)
+
     def run(self, what: str, action: Callable[[], T]) -> T:
-        """What `action` returns. It must be safe to repeat.
+        """What `action` on a storage returns. It must be safe to repeat.
 
         Args:
             what: for the sentence, as "writing part-1.parquet".
@@ -87,22 +104,21 @@ class Patience:
         Raises:
             StorageError: the patience ended. Errors that cannot pass are raised as they are.
         """
-        pauses = self.pauses()
         attempts = 0
-        while True:
+
+        def counted() -> T:
+            nonlocal attempts
             attempts += 1
-            try:
-                return action()
-            except OSError as error:
-                if not may_pass(error):
-                    raise
-                pause = next(pauses, None)
-                if pause is None:
-                    raise StorageError(
-                        f"{what} failed {attempts} times in {self.seconds:g} seconds: "
-                        f"{one_line(error)}"
-                    ) from error
-            time.sleep(pause)
+            return action()
+
+        try:
+            return self.again(counted, may_pass)
+        except OSError as error:
+            if not may_pass(error):
+                raise
+            raise StorageError(
+                f"{what} failed {attempts} times in {self.seconds:g} seconds: {one_line(error)}"
+            ) from error
 
 
 PATIENCE = Patience()

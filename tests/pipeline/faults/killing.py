@@ -24,6 +24,11 @@ run(config, engine_factory=factory, lease_times=times)
 """
 
 
+def run_of(job: Path) -> str:
+    """A program that does what is pickled there: a configuration, a factory, a lease's times."""
+    return _RUN.format(path=str(job))
+
+
 def committed(output: Path) -> int:
     """How many rows there are to be seen."""
     return sum(pq.read_metadata(file).num_rows for file in output.glob("*.parquet"))
@@ -39,7 +44,7 @@ def started(
     path = folder / "job"
     path.write_bytes(pickle.dumps((config, factory, times)))
     address = str(ray.get_runtime_context().gcs_address)
-    with program(first + _RUN.format(path=str(path)), RAY_ADDRESS=address) as process:
+    with program(first + run_of(path), RAY_ADDRESS=address) as process:
         yield process
 
 

@@ -6,15 +6,17 @@ import logging
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
+from admg.config import DraftConfig, EngineConfig, SamplingParams
 from admg.request import Completion, Request
 from jobs.cli import main
-from pipeline.config import RunConfig
+from pipeline.config import PromptConfig, RunConfig
 from pipeline.manifest import SUCCESS
 from pipeline.run import run
 from tests.pipeline.conftest import write_shards
@@ -36,6 +38,11 @@ class ForgivingEngine(StandInEngine):
 class Forgiving(StandIn):
     def build(self, max_num_seqs: int | None = None) -> StandInEngine:
         return ForgivingEngine(self)
+
+
+def drafting(**changes: Any) -> EngineConfig:
+    """The engine of the jobs here, with other drafts."""
+    return EngineConfig(max_num_seqs=8, draft=DraftConfig(**changes))
 
 
 TABLE = prompts(24)
@@ -95,6 +102,41 @@ def test_fault_13_changed_prompts_are_refused_or_decoded_again(
     back = replace(config, output=str(died))
     assert run(back, engine_factory=UNTOUCHED).rows_reused == 24
     check_output(back, TABLE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"sampling": SamplingParams(max_tokens=13)}, r"sampling\.max_tokens was 12 and is now 13"),
+        ({"sampling": SamplingParams(max_tokens=12, seed=1)}, r"sampling\.seed was 0 and is now 1"),
+        ({"prompt": PromptConfig(mode="chat")}, r"prompt\.mode was 'raw' and is now 'chat'"),
+        ({"dtype": "float16"}, r"dtype was .* and is now 'float16'"),
+        (
+            {"engine": drafting(verification="block")},
+            r"verification was 'shared' and is now 'block'",
+        ),
+    ],
+)
+def test_fault_13_changed_settings_are_refused_by_name(
+    config: RunConfig, changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        run(replace(config, **changes), engine_factory=UNTOUCHED)
+    assert (Path(config.output) / SUCCESS).exists()
+    check_output(config, TABLE)
+
+
+def test_fault_13_another_model_is_refused(config: RunConfig) -> None:
+    another = replace(UNTOUCHED, model="another")
+    with pytest.raises(ValueError, match=r"model\.weights was 'stand-in' and is now 'another'"):
+        run(config, engine_factory=another)
+
+
+def test_fault_13_what_only_changes_speed_may_change(config: RunConfig) -> None:
+    """Nothing is decoded again for it."""
+    engine = replace(drafting(drafter="ngram", draft_tokens=7), max_num_seqs=3)
+    faster = replace(config, engine=engine, actors=2, rows_per_block=3, threads=1)
+    assert run(faster, engine_factory=UNTOUCHED).rows_reused == 24
 
 
 def test_failed_rows_are_tried_again_and_successes_stay(tmp_path: Path) -> None:

@@ -7,10 +7,15 @@ from typing import Any
 
 HIDDEN = "***"
 
-# Of user:password@host in a URI. Only up to the first slash: an @ in a path is no credential.
-_USER = re.compile(r"(?<=://)[^/@\s'\"]+(?=@)")
+# Of user:password@host in a URI. AWS's passwords have slashes that nobody escapes; without a
+# colon before the slash, or with a port there, an @ in a path is no credential.
+_USER = re.compile(
+    r"(?<=://)(?:[^/\s'\"]+|[^/@:\s'\"]+:(?!\d+/)[^@\s'\"]+)(?=@)"
+    r"|(?<=s3://)[^/@:\s'\"]+:[^@\s'\"]+(?=@)"
+)
 _QUERY = re.compile(
-    r"(?i)(?<=[?&;])([\w.-]*(?:secret|token|password|passwd|credential|signature|access_?key|sig)"
+    r"(?i)(?<=[?&;])([\w.-]*(?:secret|token|password|passwd|credential|signature|sig"
+    r"|(?:access|account|api|shared)[_-]?key)"
     r"[\w.-]*=)[^&;#\s'\"]+"
 )
 

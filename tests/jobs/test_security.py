@@ -45,6 +45,11 @@ EVIL = "\x1b]0;title\x07\x9b31m\u202egnp.exe\x1b[2J"
         ("hf://organisation/name@main", "hf://organisation/name@main"),
         ("s3://b/x?region=eu&sas_token=abc&x=1", "s3://b/x?region=eu&sas_token=***&x=1"),
         ("https://h/x?X-Amz-Signature=abc#y", "https://h/x?X-Amz-Signature=***#y"),
+        ("s3://AK:a/b+c/=@bucket/x", "s3://***@bucket/x"),
+        ("s3://AK:1/b@bucket/x", "s3://***@bucket/x"),
+        ("s3://key:p@ss@bucket/x@y", "s3://***@bucket/x@y"),
+        ("http://host:8265/jobs/x@y", "http://host:8265/jobs/x@y"),
+        ("abfs://c@h/x?a=b&AccountKey=z/z==", "abfs://***@h/x?a=b&AccountKey=***"),
         ("mail a@b.c, key:word@home", "mail a@b.c, key:word@home"),
     ],
 )

@@ -1,7 +1,8 @@
 """Files under one URI: listing, reading, and writes that are seen whole or not at all.
 
 On a local disk or HDFS a file is written aside, made durable and renamed; an object store shows
-an object only when its one PUT has ended. Everything of ours that is no result lies in `_admg/`.
+an object only when its one PUT, or a large file's last request, has ended. Everything of ours that
+is no result lies in `_admg/`.
 
 Writers of one run share a room, a folder below `_admg/tmp`. Whoever takes an output over renames
 the rooms of everybody else away, in one step, after which nothing can be committed from there. An
@@ -25,8 +26,10 @@ import pyarrow as pa
 from pyarrow import fs
 
 from pipeline.errors import Fenced, StorageError
+from pipeline.foreign import os_errors, told_in_os_errors
 from pipeline.redaction import redacted
 from pipeline.retry import PATIENCE, Patience, one_line
+from pipeline.uris import arrow_uri
 
 STATE = "_admg"
 TEMPORARY = f"{STATE}/tmp"
@@ -35,30 +38,45 @@ SEALED = ".sealed"
 
 _RENAMES = ("local", "hdfs")
 _LOOKS = 3
+# Of S3: what is larger, pyarrow sends in parts, and a writer that is killed leaves them there.
+_ONE_PUT_BYTES = 10 * 2**20 - 1
 
 T = TypeVar("T")
 
 
-@lru_cache(maxsize=64)
-def resolve(uri: str) -> tuple[fs.FileSystem, str]:
-    """The file system of a path or URI, and the path in it. Cached: some file systems log in.
+def resolve(uri: str, one_put: bool = False) -> tuple[fs.FileSystem, str]:
+    """The file system of a path or URI, and the path in it.
+
+    Args:
+        uri: the path or URI.
+        one_put: whether the file system is to write small files, and only these.
 
     Raises:
-        ValueError: a URI that neither pyarrow nor fsspec knows.
+        ValueError: a URI that neither pyarrow nor fsspec knows, or the home of nobody.
     """
-    if "://" not in uri and not uri.startswith("file:"):
-        return fs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
+    if "://" in uri or uri.startswith("file:"):
+        return _resolve_uri(uri, one_put)
     try:
-        system, path = fs.FileSystem.from_uri(uri)
-        return system, path
+        return fs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
+    except RuntimeError:
+        raise ValueError(f"{uri!r} is no usable path: there is no such user") from None
+
+
+@lru_cache(maxsize=64)  # some file systems log in
+def _resolve_uri(uri: str, one_put: bool) -> tuple[fs.FileSystem, str]:
+    try:
+        with os_errors():
+            system, path = fs.FileSystem.from_uri(arrow_uri(uri, one_put))
     except pa.ArrowInvalid as known_to_arrow:
         try:
             import fsspec
 
-            system, path = fsspec.core.url_to_fs(uri)
+            with os_errors():
+                foreign, path = fsspec.core.url_to_fs(uri)
         except (ImportError, ValueError):
             raise ValueError(redacted(f"{uri!r} is no usable path: {known_to_arrow}")) from None
-        return fs.PyFileSystem(fs.FSSpecHandler(system)), path
+        system = fs.PyFileSystem(fs.FSSpecHandler(foreign))
+    return told_in_os_errors(system), path
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +97,16 @@ class Store:
     @property
     def filesystem(self) -> fs.FileSystem:
         """The pyarrow file system."""
-        return resolve(self.uri)[0]
+        return self._resolved()[0]
 
     @property
     def root(self) -> str:
         """The folder's path in its file system."""
-        return resolve(self.uri)[1].rstrip("/") or "/"
+        return self._resolved()[1].rstrip("/") or "/"
+
+    def _resolved(self) -> tuple[fs.FileSystem, str]:
+        # S3 asks for the bucket's region.
+        return self.patience.run(f"reaching {redacted(self.uri)}", lambda: resolve(self.uri))
 
     def path(self, name: str) -> str:
         """The path of a file by its name in the folder."""
@@ -176,7 +198,7 @@ class Store:
         if self.renames:
             self._empty_rooms(keep="")
         elif self.fence:
-            _put(self.filesystem, self.path(f"{LEASES}/{self.fence:08d}{SEALED}"), b"")
+            self._put(self.path(f"{LEASES}/{self.fence:08d}{SEALED}"), b"")
 
     def _empty_rooms(self, keep: str) -> None:
         for found in self.listing(TEMPORARY):
@@ -210,7 +232,7 @@ class Store:
         aside = self.path(f"{self.aside}/{uuid.uuid4().hex}")
         if not self.renames:
             self._refuse_if_fenced()
-            _put(self.filesystem, self.path(name), data)
+            self._put(self.path(name), data)
             return
         try:
             if self.filesystem.type_name == "local":
@@ -218,10 +240,19 @@ class Store:
                 os.replace(aside, self.path(name))
                 _sync_folder(os.path.dirname(self.path(name)))
             else:
-                _put(self.filesystem, aside, data)
+                self._put(aside, data)
                 self.filesystem.move(aside, self.path(name))
         except FileNotFoundError as error:
             raise self._fenced() from error
+
+    def _put(self, path: str, data: bytes | pa.Buffer) -> None:
+        # Closing is what publishes an object, and a stream that is given up closes itself. So
+        # nothing may interrupt between open and close, as Ray's cancelling of a task does by an
+        # exception in the main thread: what then appeared was an empty object. For the same
+        # reason a large file is not begun by a file system that opens only when it writes.
+        filesystem, _ = resolve(self.uri, one_put=len(data) <= _ONE_PUT_BYTES)
+        with ThreadPoolExecutor(1) as uninterrupted:
+            uninterrupted.submit(_put_whole, filesystem, path, data).result()
 
     def _refuse_if_fenced(self) -> None:
         if not self.fence:
@@ -236,14 +267,6 @@ class Store:
             f"output {redacted(self.uri)!r} is no longer this run's to write to: another run has "
             "taken it over, this one has ended, or the folder was removed"
         )
-
-
-def _put(filesystem: fs.FileSystem, path: str, data: bytes | pa.Buffer) -> None:
-    # Closing is what publishes an object, and a stream that is given up closes itself. So nothing
-    # may interrupt between open and close, as Ray's cancelling of a task does by an exception in
-    # the main thread: what then appeared was an empty object.
-    with ThreadPoolExecutor(1) as uninterrupted:
-        uninterrupted.submit(_put_whole, filesystem, path, data).result()
 
 
 def _put_whole(filesystem: fs.FileSystem, path: str, data: bytes | pa.Buffer) -> None:

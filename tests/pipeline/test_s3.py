@@ -13,6 +13,7 @@ import pytest
 
 from admg.config import EngineConfig, SamplingParams
 from pipeline.config import RunConfig
+from pipeline.errors import StorageError
 from pipeline.manifest import read_manifest
 from pipeline.retry import Patience
 from pipeline.run import run
@@ -84,6 +85,60 @@ def test_bursts_of_refusals_are_sat_out(s3: S3Server) -> None:
     store.delete("x")
     assert len(s3.refused()) == 5
     assert not store.exists("x")
+
+
+@pytest.mark.parametrize("size", [0, 7, 10 * 2**20 - 1])
+def test_a_small_file_is_one_put(s3: S3Server, size: int) -> None:
+    """Several requests would leave an upload begun for good where the writer is killed."""
+    store = Store(f"s3://{BUCKET}/one-put", patience=Patience(0))
+    s3.refuse("POST", 100_000)
+    store.write("x", b"x" * size)
+    assert s3.refused() == []
+    assert store.read("x") == b"x" * size
+
+
+def test_a_large_write_that_fails_is_told_and_shows_nothing(s3: S3Server) -> None:
+    store = Store(f"s3://{BUCKET}/failing", patience=Patience(0))
+    content = b"x" * (11 * 2**20)
+    s3.refuse("POST .*/x", 100_000)
+    with pytest.raises(StorageError, match=r"writing .*/x failed .*SLOW_DOWN"):
+        store.write("x", content)
+    s3.forgive()
+    assert not store.exists("x")
+    store.write("x", content)
+    assert store.read("x") == content
+
+
+def test_a_bucket_that_is_not_there_is_told(s3: S3Server) -> None:
+    with pytest.raises(StorageError, match="NO_SUCH_BUCKET"):
+        Store("s3://nowhere/x").write("x", b"content")
+
+
+def test_globs_and_odd_names_in_uris(s3: S3Server) -> None:
+    put_shard("odd", "day=1/a b#1.parquet", range(3))
+    put_shard("odd", "day=2/c é.parquet", range(3))
+    put_shard("odd", "day=3/d?.parquet", range(3))
+    parameters = f"?endpoint_override=127.0.0.1:{s3.port}&scheme=http"
+
+    def names(below: str) -> list[str]:
+        found = find_shards([f"s3://{BUCKET}/odd/in/{below}"])
+        return [shard.path.removeprefix(f"{BUCKET}/odd/in/") for shard in found]
+
+    for more in ("", parameters):
+        assert names(f"day=?/?[ ]*{more}") == ["day=1/a b#1.parquet", "day=2/c é.parquet"]
+        assert names(f"day=1/a b#1.parquet{more}") == ["day=1/a b#1.parquet"]
+        assert names(f"day=1/a%20b%231.parquet{more}") == ["day=1/a b#1.parquet"]
+        assert names(f"day=3/d?.parquet{more}") == ["day=3/d?.parquet"]
+        assert names(f"day=[12]{more}") == ["day=1/a b#1.parquet", "day=2/c é.parquet"]
+    with pytest.raises(ValueError, match="endpoint_overide"):
+        names("*?endpoint_overide=x")
+
+
+def test_one_bucket_on_two_storages_is_two_inputs(s3: S3Server) -> None:
+    put_shard("two", "a.parquet", range(3))
+    one = f"s3://{BUCKET}/two/in"
+    other = f"{one}?endpoint_override=127.0.0.1:{s3.port}&scheme=http"
+    assert [s.uri for s in find_shards([one, other, f"{one}/*"])] == [one, other]
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import pyarrow as pa
 
@@ -10,10 +11,11 @@ from pipeline.config import RunConfig
 from pipeline.factory import EngineFactory
 from pipeline.fingerprint import Fingerprint, fingerprint
 from pipeline.ledger import check_same_job
+from pipeline.places import locate
 from pipeline.retry import Patience
 from pipeline.schema import output_schema
 from pipeline.source import Source, open_source
-from pipeline.storage import Store, resolve
+from pipeline.storage import Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +54,11 @@ def check_job(config: RunConfig, factory: EngineFactory) -> Job:
 
 
 def _check_apart(config: RunConfig, store: Store) -> None:
-    """Results inside an input folder would be the next run's input."""
+    """Results inside an input would be the next run's input, inputs inside the output results."""
     for given in config.input:
-        filesystem, path = resolve(given)
-        inside = f"{store.root}/".startswith(f"{path.rstrip('/')}/")
-        if inside and filesystem.equals(store.filesystem):
+        place = store.trying(f"looking for {given}", partial(locate, given))
+        if place.meets(store.filesystem, store.root):
             raise ValueError(
-                f"output is {config.output!r}: it must lie outside of the input {given!r}"
+                f"output is {config.output!r}: it must lie outside of the input {given!r}, and the "
+                "input outside of it"
             )

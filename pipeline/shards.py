@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -17,10 +16,10 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from pipeline.errors import StorageError
+from pipeline.places import Place, files_below, locate, real_path
 from pipeline.retry import PATIENCE, Patience, may_pass, one_line
 from pipeline.storage import resolve
 
-_GLOB = re.compile(r"[*?\[]")
 _SUFFIXES = {".parquet", ".pq", ".parq", ""}
 _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 _NAMED_AT_MOST = 5
@@ -68,9 +67,15 @@ class Shard:
         """
 
         def opened() -> pq.ParquetFile:
-            # pre_buffer: few large reads, which object stores need and disks do not mind.
             stream = resolve(self.uri)[0].open_input_file(self.path)
-            file = pq.ParquetFile(stream, pre_buffer=True)
+            file = pq.ParquetFile(
+                stream,
+                # Few large reads, which object stores need and disks do not mind.
+                pre_buffer=True,
+                page_checksum_verification=True,
+                # In nanoseconds, years after 2262 would come back as others, without a word.
+                coerce_int96_timestamp_unit="us",
+            )
             list(file.schema_arrow.names)  # made only now, of a footer that may be damaged
             return file
 
@@ -113,7 +118,7 @@ class Shard:
 
 
 def find_shards(inputs: Iterable[str], patience: Patience = PATIENCE) -> list[Shard]:
-    """All shards that `inputs` name, each once.
+    """All shards that `inputs` name, each file once, however many links and inputs lead to it.
 
     In a folder (read with its sub-folders) names that begin with "_" or "." are left out, and so
     are files whose ending is not Parquet's; a file named itself or by a glob may have any name.
@@ -121,60 +126,40 @@ def find_shards(inputs: Iterable[str], patience: Patience = PATIENCE) -> list[Sh
     Raises:
         ValueError: an input that does not exist or holds no shard.
     """
-    shards: dict[str, Shard] = {}
+    shards: list[Shard] = []
+    known: list[tuple[fs.FileSystem, set[str]]] = []  # file systems cannot be hashed
     for given in inputs:
-        found = patience.run(f"listing {given}", partial(_expand, given))
+        filesystem, found = patience.run(f"listing {given}", partial(_expand, given))
         if not found:
             raise ValueError(f"input is {given!r}: there is no Parquet file")
-        for path in found:
-            shards.setdefault(path, Shard(given, path, patience))
-    return list(shards.values())
+        seen = next((files for system, files in known if system.equals(filesystem)), None)
+        if seen is None:
+            seen = set()
+            known.append((filesystem, seen))
+        shards += [Shard(given, path, patience) for path, real in found if real not in seen]
+        seen |= {real for _, real in found}
+    return shards
 
 
-def _expand(given: str) -> list[str]:
-    return list(_matches(given))
+def _expand(given: str) -> tuple[fs.FileSystem, list[tuple[str, str]]]:
+    """The file system of an input, and its shards by one path each, with their real paths."""
+    place = locate(given)
+    paths: dict[str, str] = {}
+    for path in _matches(place):
+        paths.setdefault(real_path(place.filesystem, path), path)
+    return place.filesystem, sorted((path, real) for real, path in paths.items())
 
 
-def _matches(given: str) -> Iterator[str]:
-    filesystem, path = resolve(given)
-    info = filesystem.get_file_info(path)
-    if info.is_file:
-        yield info.path
-    elif info.type == fs.FileType.Directory:
-        base = path.rstrip("/")
-        for file in _files(filesystem, base):
-            parts = PurePosixPath(file[len(base) :].lstrip("/")).parts
+def _matches(place: Place) -> Iterator[str]:
+    if place.kind == fs.FileType.File:
+        yield place.base
+        return
+    for file in files_below(place.filesystem, place.base):
+        name = file[len(place.base) :].lstrip("/")
+        if place.glob is None or place.glob.matches_above(name):
+            parts = PurePosixPath(name).parts
             hidden = any(part.startswith(("_", ".")) for part in parts)
-            if not hidden and PurePosixPath(file).suffix.lower() in _SUFFIXES:
+            if not hidden and PurePosixPath(name).suffix.lower() in _SUFFIXES:
                 yield file
-    elif _GLOB.search(path):
-        matches = re.compile(_glob_pattern(path)).fullmatch
-        base = path[: _GLOB.search(path).start()].rpartition("/")[0]  # type: ignore[union-attr]
-        yield from (file for file in _files(filesystem, base) if matches(file))
-    else:
-        raise ValueError(f"input is {given!r}: there is no such file or folder")
-
-
-def _files(filesystem: fs.FileSystem, base: str) -> list[str]:
-    selector = fs.FileSelector(base, recursive=True, allow_not_found=True)
-    return sorted(f.path for f in filesystem.get_file_info(selector) if f.is_file)
-
-
-def _glob_pattern(glob: str) -> str:
-    """A regular expression of a glob: `*`, `?` and `[..]` stay inside a folder, `**/` does not."""
-    pattern, rest = "", glob
-    while rest:
-        if rest.startswith("**/"):
-            pattern, rest = pattern + "(?:.*/)?", rest[3:]
-        elif rest[0] == "*":
-            pattern, rest = pattern + "[^/]*", rest[1:]
-        elif rest[0] == "?":
-            pattern, rest = pattern + "[^/]", rest[1:]
-        elif rest[0] == "[" and "]" in rest[2:]:
-            end = rest.index("]", 2)
-            body = rest[1:end].replace("\\", "\\\\").replace("[", "\\[")
-            body = "^" + body[1:] if body.startswith("!") else body
-            pattern, rest = f"{pattern}[{body}]", rest[end + 1 :]
-        else:
-            pattern, rest = pattern + re.escape(rest[0]), rest[1:]
-    return pattern
+        elif place.glob.matches(name):
+            yield file

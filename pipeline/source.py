@@ -59,12 +59,10 @@ class Scan:
 
     def without_lost(self, chunks: Iterable[Chunk]) -> Scan:
         """Without the shards of these chunks that have become unreadable since the scan."""
-        shards = {chunk.shard: None for chunk in chunks}
-        found = over_threads(_attempt(_inspect), shards)
-        lost = [problem for problem in found if isinstance(problem, BadShard)]
-        gone = {bad.path for bad in lost}
-        stay = tuple(part for part in self.chunks if part.chunk.shard.path not in gone)
-        return Scan(stay, (*self.bad, *lost))
+        shards = list(dict.fromkeys(chunk.shard for chunk in chunks))
+        lost = _bad(shards, over_threads(_attempt(_inspect), shards))
+        stay = tuple(part for part in self.chunks if part.chunk.shard not in lost)
+        return Scan(stay, (*self.bad, *lost.values()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +83,9 @@ class Source:
         one = _attempt(partial(_scan_chunk, schema=self.schema, config=config))
         found = over_threads(one, self.chunks)
         # A shard is left out whole, however many of its chunks can be read.
-        bad = {problem.path: problem for problem in found if isinstance(problem, BadShard)}
+        bad = _bad((chunk.shard for chunk in self.chunks), found)
         _refuse_bad(config, list(bad.values()), len(bad) < len({c.shard for c in self.chunks}))
-        good = [s for s in found if isinstance(s, ScannedChunk) and s.chunk.shard.path not in bad]
+        good = [s for s in found if isinstance(s, ScannedChunk) and s.chunk.shard not in bad]
         repeated = KeySet.of(s.ids for s in good).repeated()
         if len(repeated):
             raise ValueError(_describe_repeated(good, self.schema, config.id_column, repeated))
@@ -139,6 +137,12 @@ def _refuse_bad(config: RunConfig, bad: Sequence[BadShard], any_good: bool) -> N
         _log.warning("left out: %s", problem)
 
 
+def _bad(shards: Iterable[Shard], found: Iterable[object]) -> dict[Shard, BadShard]:
+    """Which of the shards have a problem; two on two storages may have the same path."""
+    pairs = zip(shards, found, strict=True)
+    return {shard: problem for shard, problem in pairs if isinstance(problem, BadShard)}
+
+
 def _attempt(function: Callable[[S], T]) -> Callable[[S], T | BadShard]:
     """The same function with a bad shard as its result, and not as an exception."""
 
@@ -175,7 +179,14 @@ def _scan_chunk(chunk: Chunk, schema: pa.Schema, config: RunConfig) -> ScannedCh
         ids.append(id_keys(table[name]))
         rows = prepare_rows(table, name, config.prompt, config.row_parameters, config.sampling)
         keys.append(as_keys(rows.keys))
-    return ScannedChunk(chunk, np.concatenate(ids), np.concatenate(keys))
+    scanned = ScannedChunk(chunk, np.concatenate(ids), np.concatenate(keys))
+    if len(scanned.keys) != chunk.rows:
+        raise BadShard(
+            chunk.shard.path,
+            f"the input shard {chunk.shard.path} is corrupt: its footer counts {chunk.rows} rows "
+            f"where {len(scanned.keys)} can be read",
+        )
+    return scanned
 
 
 def _describe_repeated(

@@ -87,5 +87,5 @@ def read_template(path: str, place: str) -> str:
     """
     try:
         return Path(path).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, RuntimeError) as error:  # of a home that nobody has
         raise ValueError(f"{place} is {path!r}, which cannot be read: {error}") from error

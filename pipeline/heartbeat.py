@@ -138,10 +138,12 @@ def read_heartbeat(store: Store) -> dict[str, Any] | None:
     """
     for left in reversed(range(_READS)):
         try:
-            found = json.loads(store.read(HEARTBEAT))
-            break
+            data = store.read(HEARTBEAT)
         except FileNotFoundError:
             return None
+        try:
+            found = json.loads(data)
+            break
         except ValueError as error:
             if not left:
                 broken = f"{store.uri}: {HEARTBEAT} was changed by somebody else"

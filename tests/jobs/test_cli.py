@@ -160,6 +160,7 @@ def test_ctrl_c_is_exit_code_130_and_says_how_to_go_on(
         ((*RUN, "--drop-layers", "1", "--drop-quantile", ".1"), "contradict each other"),
         ((*RUN, "--config", "none.toml"), "the job file none.toml cannot be read"),
         (("rnu",), "No such command 'rnu'"),
+        (("status", "~nobodyxyz/x"), "'~nobodyxyz/x' is no usable path: there is no such user"),
     ],
 )
 def test_mistakes_are_found_before_anything_starts(

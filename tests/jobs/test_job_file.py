@@ -327,3 +327,8 @@ def test_a_template_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("no field")
     with pytest.raises(ValueError, match=r"no \{column\} field"):
         run_config(GIVEN | {"template": str(tmp_path / "t.txt")}, JobFile())
+
+
+def test_a_template_in_a_home_that_nobody_has_is_one_sentence() -> None:
+    with pytest.raises(ValueError, match=r"--template is '~nobodyxyz/x', which cannot be read"):
+        run_config(GIVEN | {"template": "~nobodyxyz/x"}, JobFile())

@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.types as pt
 
 from admg.config import SamplingParams
-from pipeline.errors import BAD_PARAMETER, RowError
+from pipeline.errors import BAD_PARAMETER, INVALID_UNICODE, RowError
+from pipeline.prompts import NOT_UNICODE
 from pipeline.schema import PARAMETERS
 
 _INTEGERS = ("max_tokens", "min_tokens", "top_k", "seed")
@@ -48,7 +49,10 @@ def row_parameters(given: Mapping[str, Any], job: SamplingParams) -> tuple[str, 
     own = {name: _plain(name, value) for name, value in given.items() if value is not None}
     if not own:
         return "", None
-    text = json.dumps(own, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
+    text = json.dumps(own, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    for name, value in given.items():
+        if value is NOT_UNICODE:
+            return text, RowError(INVALID_UNICODE, f"the column {name!r} is not valid UTF-8")
     try:
         _law(own, job)
     except (ValueError, TypeError) as error:
@@ -83,6 +87,8 @@ def _plain(name: str, value: Any) -> Any:
         return float(value)
     if isinstance(value, float) and value != value:
         return "not a number"  # JSON has no such thing
+    if value is NOT_UNICODE:
+        return "not UTF-8"  # the same in every process: it becomes part of the row key
     return value
 
 

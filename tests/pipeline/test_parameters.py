@@ -75,6 +75,19 @@ def test_keys_of_rows_without_parameters_stay_as_they_were() -> None:
     assert rows[ERROR_CODE].to_pylist() == [None, None, "bad_parameter"]
 
 
+def test_a_stop_text_that_is_not_unicode_is_an_error_row_with_a_key_that_stays() -> None:
+    stops = pa.array([[b"x"], [b"y", b"\xff"]], pa.list_(pa.binary()))
+    texts = pa.ListArray.from_arrays(stops.offsets, stops.values.view(pa.string()))
+    table = pa.table({"id": [1, 2], "prompt": ["a", "b"], "stop": texts})
+    rows = Prepare("id", (), PromptConfig(), None, ("stop",), JOB)(table)
+    assert rows[ROW_KEY].to_pylist() == [
+        row_key(1, "a", '{"stop":["x"]}'),
+        row_key(2, "b", '{"stop":"not UTF-8"}'),
+    ]
+    assert rows[ERROR_CODE].to_pylist() == [None, "invalid_unicode"]
+    assert rows[ERROR_MESSAGE].to_pylist()[1] == "the column 'stop' is not valid UTF-8"
+
+
 def test_a_completion_must_leave_room_for_its_prompt() -> None:
     table = pa.table(
         {

@@ -24,10 +24,11 @@ ATTEMPTS = "attempts"
 FINISH_REASON = "finish_reason"
 
 # Between stages only. The prefix keeps them apart from kept input columns, "prompt" for one.
-PROMPT = "_admg_prompt"
-PARAMETERS = "_admg_parameters"
-PROMPT_TOKEN_IDS = "_admg_prompt_token_ids"
-TOKEN_IDS = "_admg_token_ids"
+PREFIX = "_admg_"
+PROMPT = f"{PREFIX}prompt"
+PARAMETERS = f"{PREFIX}parameters"
+PROMPT_TOKEN_IDS = f"{PREFIX}prompt_token_ids"
+TOKEN_IDS = f"{PREFIX}token_ids"
 TOKEN_IDS_TYPE = pa.list_(pa.int32())
 
 RESULT_FIELDS: tuple[pa.Field, ...] = (
@@ -70,12 +71,28 @@ STATISTICS: tuple[pa.Field, ...] = (
 RESERVED = frozenset(f.name for f in (*RESULT_FIELDS, *STATISTICS))
 
 
+def own_name(name: str) -> str:
+    """The name of an input column as its shard has it, beside the one in the type of all shards."""
+    return f"{PREFIX}own_{name}"
+
+
 def output_schema(input_schema: pa.Schema, id_column: str, keep: Sequence[str]) -> pa.Schema:
     """The schema of every output file: the id, the kept columns, the result, the statistics.
 
+    Args:
+        input_schema: all columns that the run reads.
+        id_column: the one of the ids.
+        keep: those to copy.
+
     Raises:
-        ValueError: an input column that has the name of a result column.
+        ValueError: an input column that has the name of a result column, or of an internal one.
     """
+    internal = [name for name in input_schema.names if name.startswith(PREFIX)]
+    if internal:
+        raise ValueError(
+            f"the input column {internal[0]!r} has a name that begins with {PREFIX!r}, as columns "
+            "between the stages do: rename it in the input"
+        )
     taken = sorted(RESERVED.intersection((id_column, *keep)))
     if taken:
         raise ValueError(

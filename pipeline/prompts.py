@@ -25,6 +25,14 @@ from pipeline.template import Template
 NOT_UNICODE: Final = object()
 """Stands in a column's values for bytes that are not UTF-8."""
 
+
+@dataclass(frozen=True, slots=True)
+class NotText:
+    """Stands in a column's values for one that cannot be shown as text, and says why."""
+
+    why: str
+
+
 Messages = list[dict[str, Any]]
 
 
@@ -56,6 +64,8 @@ class PromptBuilder:
         for name in self._config.columns:
             if row[name] is NOT_UNICODE:
                 return RowError(INVALID_UNICODE, f"the column {name!r} is not valid UTF-8")
+            if isinstance(row[name], NotText):
+                return RowError(PROMPT_INVALID, f"the column {name!r} {row[name].why}")
             if row[name] is None:
                 return RowError(PROMPT_NULL, f"the column {name!r} is null")
         content: Any = row[self._config.column] if self._template is None else self._fill(row)

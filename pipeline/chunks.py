@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from pipeline.columns import as_column
+from pipeline.columns import as_column, decoded
+from pipeline.retry import one_line
+from pipeline.schema import own_name
 from pipeline.shards import BadShard, Shard
 
 _CHUNK_ROWS = 16_384
@@ -18,18 +20,25 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Consecutive row groups of one shard; `columns` are those that the file itself has."""
+    """Consecutive row groups of one shard.
+
+    `columns` are those that the file itself has, `own` those that are read in the shard's own type
+    as well (see `columns.own_columns`).
+    """
 
     shard: Shard
     row_groups: tuple[int, ...]
     rows: int
     columns: frozenset[str]
+    own: frozenset[str] = frozenset()
 
     def read(self, schema: pa.Schema) -> Iterator[pa.Table]:
         """The rows in small tables of this schema; folders' names give what the file lacks.
 
+        Behind the columns of the schema come those of them that are in `own`, see `own_name`.
+
         Raises:
-            BadShard: the shard is corrupt or gone.
+            BadShard: the shard is corrupt or gone, or holds a value that its type does not fit.
             StorageError: the storage does not answer.
         """
         names = [name for name in schema.names if name in self.columns]
@@ -50,16 +59,34 @@ class Chunk:
     def _table(
         self, batch: pa.Table, schema: pa.Schema, partitions: dict[str, str | None]
     ) -> pa.Table:
-        columns = [
-            as_column(batch[field.name], field.type)
-            if field.name in self.columns
-            else pa.repeat(pa.scalar(partitions[field.name], field.type), batch.num_rows)
-            for field in schema
-        ]
-        return pa.table(columns, schema=schema)
+        found = {
+            name: batch[name]
+            if name in self.columns
+            else pa.chunked_array([pa.repeat(pa.scalar(partitions[name], pa.string()), len(batch))])
+            for name in schema.names
+        }
+        columns = [self._column(found[field.name], field) for field in schema]
+        table = pa.table(columns, schema=schema)
+        for name in schema.names:
+            if name in self.own:
+                table = table.append_column(own_name(name), decoded(found[name]))
+        return table
+
+    def _column(self, column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
+        try:
+            return as_column(column, field.type)
+        except pa.ArrowException as error:
+            path = self.shard.path
+            raise BadShard(
+                path,
+                f"the column {field.name!r} has values in {path} that do not fit {field.type}, its "
+                f"type over all shards ({column.type} in this one): {one_line(error)}",
+            ) from error
 
 
-def chunks_of(shard: Shard, schema: pa.Schema, groups: list[int]) -> Iterator[Chunk]:
+def chunks_of(
+    shard: Shard, schema: pa.Schema, groups: list[int], own: frozenset[str] = frozenset()
+) -> Iterator[Chunk]:
     """A shard with row groups of these sizes in chunks of some thousand rows."""
     columns = frozenset(schema.names)
     taken: list[int] = []
@@ -68,5 +95,5 @@ def chunks_of(shard: Shard, schema: pa.Schema, groups: list[int]) -> Iterator[Ch
         taken.append(i)
         rows += size
         if rows >= _CHUNK_ROWS or i == len(groups) - 1:
-            yield Chunk(shard, tuple(taken), rows, columns)
+            yield Chunk(shard, tuple(taken), rows, columns, own)
             taken, rows = [], 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +22,12 @@ from pipeline.schema import PARAMETERS
 
 _INTEGERS = ("max_tokens", "min_tokens", "top_k", "seed")
 _NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty")
+
+_KINDS_OF_TEXT = {
+    **dict.fromkeys(_INTEGERS, ((pa.int64(), pa.uint64()), "a whole number")),
+    **dict.fromkeys(_NUMBERS, ((pa.float64(),), "a number")),
+    "ignore_eos": ((pa.bool_(),), "true or false"),
+}
 
 
 def check_parameter_type(name: str, kind: pa.DataType) -> str | None:
@@ -37,6 +44,18 @@ def check_parameter_type(name: str, kind: pa.DataType) -> str | None:
         return None if inner is not None and pt.is_integer(inner) else "lists of integers"
     # Integers may come as floats: a column with nulls does, out of pandas.
     return None if pt.is_integer(kind) or pt.is_floating(kind) else "numbers"
+
+
+def type_of_text(name: str, text: str | None) -> tuple[pa.DataType | None, str]:
+    """The type of a parameter that is given as text; None where it is none. And what is right."""
+    if text is None:
+        return pa.null(), ""
+    kinds, right = _KINDS_OF_TEXT.get(name, ((), "a column of the file, for it is a list"))
+    for kind in kinds:
+        with suppress(pa.ArrowInvalid):
+            pa.scalar(text).cast(kind)
+            return kind, right
+    return None, right
 
 
 def row_parameters(given: Mapping[str, Any], job: SamplingParams) -> tuple[str, RowError | None]:

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.chunks import Chunk, chunks_of
-from pipeline.columns import Unifier, checked_field
+from pipeline.columns import Unifier, checked_field, own_columns
 from pipeline.config import RunConfig
 from pipeline.key_columns import id_keys
 from pipeline.keys import Keys, KeySet, as_keys
@@ -121,7 +121,7 @@ def open_source(config: RunConfig) -> Source:
             shard, schema, groups = found
             fields = [checked_field(shard, schema, name, config) for name in config.columns]
             unifier.add(shard, pa.schema(fields))
-            chunks += chunks_of(shard, schema, groups)
+            chunks += chunks_of(shard, schema, groups, own_columns(schema, config))
         except BadShard as problem:
             bad.append(problem)
     _refuse_bad(config, bad, len(bad) < len(shards))

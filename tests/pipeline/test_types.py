@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,3 +137,23 @@ def test_bytes_that_are_no_text_leave_the_output_readable(tmp_path: Path) -> Non
     assert rows[1]["completion"] == expected("good", MAX_TOKENS)
     assert [rows[i]["n"] for i in (1, 2, 3)] == ["n\ufffd", "n", None]
     assert rows[2]["prompt"] == "\ufffd\ufffd"
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_later_shard_of_other_types_changes_no_row_before_it(tmp_path: Path) -> None:
+    note = pa.array(["a"], pa.string_view())
+    shards = [{"id": [1], "n": [7], "k": note}, {"id": [2], "n": [7.5], "k": ["b"]}]
+    prompt = PromptConfig(mode="template", template="{n}")
+    config = config_of(tmp_path, prompt=prompt, keep=("k",))
+    write_shards(tmp_path / "in", shards[:1])
+    assert run(config, engine_factory=StandIn()).rows_ok == 1
+    write_shards(tmp_path / "in", shards)
+    report = run(config, engine_factory=StandIn())
+    assert (report.rows_ok, report.rows_reused) == (2, 1)
+    write_shards(tmp_path / "in" / "more", [{"id": [3], "n": [True], "k": ["c"]}])
+    fresh = replace(config, output=str(tmp_path / "fresh"))
+    assert run(fresh, engine_factory=StandIn()).rows_ok == 3
+    rows = {row["id"]: row for row in pq.read_table(fresh.output).to_pylist()}
+    assert [rows[i]["k"] for i in (1, 2, 3)] == ["a", "b", "c"]
+    texts = [expected(text, MAX_TOKENS) for text in ("7", "7.5", "True")]
+    assert [rows[i]["completion"] for i in (1, 2, 3)] == texts

@@ -18,6 +18,7 @@ from pipeline.holder import holder_of
 from pipeline.manifest import MANIFEST, SUCCESS, read_manifest
 from pipeline.owner import Owner
 from pipeline.redaction import redacted
+from pipeline.retry import one_line
 from pipeline.storage import Store
 
 State = Literal["empty", "running", "silent", "incomplete", "finished"]
@@ -183,15 +184,21 @@ def _committed(store: Store) -> tuple[int, dict[str, int]]:
     """Rows in the files that are there, and errors by code."""
     rows, errors = 0, Counter[str]()
     for name in store.names(".parquet"):
-        try:
-            with store.filesystem.open_input_file(store.path(name)) as stream:
+
+        def counted(path: str = store.path(name)) -> tuple[int, list[dict[str, Any]]]:
+            with store.filesystem.open_input_file(path) as stream:
                 file = pq.ParquetFile(stream)
-                rows += file.metadata.num_rows
-                if "error_code" in file.schema_arrow.names:
-                    counts = pc.value_counts(file.read(["error_code"])["error_code"])
-                    errors.update({c["values"]: c["counts"] for c in counts.to_pylist()})
+                if "error_code" not in file.schema_arrow.names:
+                    return file.metadata.num_rows, []
+                codes = pc.value_counts(file.read(["error_code"])["error_code"])
+                return file.metadata.num_rows, codes.to_pylist()
+
+        try:
+            count, codes = store.trying(f"reading {store.path(name)}", counted)
         except FileNotFoundError:
             continue  # merged into another one at this moment
-        except pa.ArrowInvalid as error:
-            raise ValueError(f"{store.uri}: {name} cannot be read: {error}") from error
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"{store.uri}: {name} cannot be read: {one_line(error)}") from error
+        rows += count
+        errors.update({c["values"]: c["counts"] for c in codes})
     return rows, {code: n for code, n in errors.most_common() if code is not None}

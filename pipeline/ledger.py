@@ -7,9 +7,10 @@ needs up to about 200, most at its end: 20 GB for 10^8 rows, on the driver alone
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,8 @@ from pipeline.schema import ROW_KEY, STATUS
 from pipeline.sink import FINGERPRINT_KEY
 from pipeline.storage import Store
 from pipeline.threads import over_threads
+
+T = TypeVar("T")
 
 # What reading a damaged file raises; a ValueError where bytes are no text or no JSON.
 _DAMAGE = (OSError, ValueError, pa.ArrowException)
@@ -102,6 +105,7 @@ def read_ledger(store: Store, id_column: str, names: Sequence[str] | None = None
 
     Raises:
         ValueError: a file that cannot be read, or whose rows are not those it was written with.
+        StorageError: the storage does not answer.
     """
 
     schemas: dict[str, pa.Schema] = {}
@@ -139,6 +143,7 @@ def read_columns(store: Store, name: str, columns: Sequence[str] | None) -> pa.T
 
     Raises:
         ValueError: the file cannot be read, by name.
+        StorageError: the storage does not answer.
     """
     return _read(store, name, columns)[0]
 
@@ -146,15 +151,29 @@ def read_columns(store: Store, name: str, columns: Sequence[str] | None) -> pa.T
 def _read(
     store: Store, name: str, columns: Sequence[str] | None
 ) -> tuple[pa.Table, pq.ParquetFile]:
-    try:
+    def table(stream: pa.NativeFile) -> tuple[pa.Table | None, pq.ParquetFile]:
+        file = pq.ParquetFile(stream)
+        there = set(columns or ()).issubset(file.schema_arrow.names)
+        return file.read(None if columns is None else list(columns)) if there else None, file
+
+    found, file = _of_file(store, name, table)
+    if found is None:
+        missing = next(c for c in columns or () if c not in file.schema_arrow.names)
+        raise _changed(store, name, f"it has no column {missing!r}")
+    return found, file
+
+
+def _of_file(store: Store, name: str, action: Callable[[pa.NativeFile], T]) -> T:
+    """What `action` makes of an open file; what may pass of a storage says nothing about a file."""
+
+    def once() -> T:
         with store.filesystem.open_input_file(store.path(name)) as stream:
-            file = pq.ParquetFile(stream)
-            missing = [c for c in columns or () if c not in file.schema_arrow.names]
-            if not missing:
-                return file.read(None if columns is None else list(columns)), file
+            return action(stream)
+
+    try:
+        return store.trying(f"reading {store.path(name)}", once)
     except _DAMAGE as error:
         raise _unreadable(store, name, error) from error
-    raise _changed(store, name, f"it has no column {missing[0]!r}")
 
 
 def common_schema(store: Store, ledger: Ledger, schema: pa.Schema) -> pa.Schema:
@@ -197,6 +216,7 @@ def check_same_job(store: Store, fingerprint: Fingerprint) -> None:
 
     Raises:
         ValueError: naming every field that differs, with its old and its new value.
+        StorageError: the storage does not answer.
     """
     by_digest: dict[str, str] = {}
     for name in store.names(SUFFIX):
@@ -207,15 +227,15 @@ def check_same_job(store: Store, fingerprint: Fingerprint) -> None:
             )
         by_digest.setdefault(parsed.digest, name)
     for name in by_digest.values():
-        try:
-            with store.filesystem.open_input_file(store.path(name)) as stream:
-                metadata = pq.read_schema(stream).metadata or {}
-            old = Fingerprint.from_json(metadata.get(FINGERPRINT_KEY, b"{}"))
-        except _DAMAGE as error:
-            raise _unreadable(store, name, error) from error
+        old = _of_file(store, name, _fingerprint)
         differences = fingerprint.differences(old)
         if differences:
             raise ValueError(
                 f"output is {store.uri!r}: it holds rows of another configuration: "
                 f"{'; '.join(differences)}. Choose another output, or the old settings"
             )
+
+
+def _fingerprint(stream: pa.NativeFile) -> Fingerprint:
+    metadata = pq.read_schema(stream).metadata or {}
+    return Fingerprint.from_json(metadata.get(FINGERPRINT_KEY, b"{}"))

@@ -15,8 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import Result
 
+import jobs.output_state
 from pipeline.heartbeat import HEARTBEAT
 from pipeline.storage import LEASES
+from tests.pipeline.refusing import refusing
 
 Call = Callable[..., Result]
 
@@ -143,6 +145,14 @@ def test_a_file_that_is_no_parquet_is_named(admg_batch: Call, output: Path) -> N
     (output / "x.parquet").write_text("text")
     result = admg_batch("status", output)
     assert result.exit_code == 2 and "x.parquet cannot be read" in result.output
+
+
+def test_a_storage_that_refuses_for_a_while_is_asked_again(
+    output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs.output_state, "Store", refusing)
+    state = jobs.output_state.output_state(str(output))
+    assert (state.rows_done, state.errors_by_code) == (3, {"deadline": 1})
 
 
 def test_stop_ends_the_process_that_holds_the_output(

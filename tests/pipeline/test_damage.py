@@ -10,11 +10,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import PipelineError
-from pipeline.ledger import check_same_job, read_ledger
+from pipeline.errors import PipelineError, StorageError
+from pipeline.ledger import check_same_job, read_columns, read_ledger
 from pipeline.manifest import MANIFEST, read_manifest
 from pipeline.storage import Store
 from tests.pipeline.outputs import PRINT, SCHEMA, commit_rows
+from tests.pipeline.refusing import SLOW_DOWN, STALE, refusing
 from tests.pipeline.test_order import end_run, scan_of
 
 IDS = [f"r{i:02}" for i in range(20)]
@@ -89,6 +90,33 @@ def test_a_completion_that_cannot_be_read_is_found_before_its_file_goes(store: S
         end_run(store, scan_of(IDS, ["p"] * len(IDS)), most_rows=100)
     assert set(before) <= set(store.names(".parquet"))
     assert not store.exists("_SUCCESS")
+
+
+@pytest.mark.parametrize("error", [SLOW_DOWN, STALE])
+def test_a_storage_that_refuses_for_a_while_has_changed_no_file(
+    store: Store, error: OSError
+) -> None:
+    check_same_job(refusing(store.uri, error), PRINT)
+    assert read_ledger(refusing(store.uri, error), "id").rows == len(IDS)
+    name = store.names(".parquet")[0]
+    assert read_columns(refusing(store.uri, error), name, ["id"]).num_rows == 10
+
+
+def test_a_storage_that_stays_broken_has_changed_no_file_either(store: Store) -> None:
+    broken = refusing(store.uri, times=10**9, seconds=0.01)
+    for read in (
+        lambda: check_same_job(broken, PRINT),
+        lambda: read_ledger(broken, "id"),
+        lambda: read_columns(broken, store.names(".parquet")[0], None),
+    ):
+        with pytest.raises(StorageError, match=r"reading .*\.parquet failed .* SLOW_DOWN"):
+            read()
+
+
+def test_an_error_of_storage_that_stays_is_the_files(store: Store) -> None:
+    lasting = refusing(store.uri, OSError("Couldn't deserialize thrift"), times=10**9)
+    with pytest.raises(ValueError, match=r"its file part-.* was changed by somebody else"):
+        read_ledger(lasting, "id")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[1", b'{"files": [}'])

@@ -43,9 +43,14 @@ _LONG_PROMPT = 32768
 
 
 def decode(
-    job: Job, chunks: Sequence[Chunk], ledger: Ledger, tracker: Tracker, reused: int
+    job: Job,
+    chunks: Sequence[Chunk],
+    ledger: Ledger,
+    tracker: Tracker,
+    reused: int,
+    begin: Callable[[], None],
 ) -> float:
-    """Decode and commit what is pending in these chunks.
+    """Decode and commit what is pending in these chunks; `begin` is called when that is possible.
 
     A cluster that loses machines or GPUs for good makes the run start the rest again on what is
     left.
@@ -63,6 +68,8 @@ def decode(
         launched = 1
         while True:
             layout = layout_of(job.config, rows, cluster, launched > 1, measured)
+            if launched == 1:
+                begin()
             board = ToBoard(ray.remote(num_cpus=0)(Board).remote(layout.actors))
             safety = _safety(job, ledger, board)
             try:

@@ -180,7 +180,8 @@ def common_schema(store: Store, ledger: Ledger, schema: pa.Schema) -> pa.Schema:
     """The one schema of an output that new rows are added to: a column's widest type so far.
 
     Raises:
-        ValueError: a column that cannot have one type, by name.
+        ValueError: a column that cannot have one type, or whose committed values do not all fit it,
+            by name. The end of the run could not write them.
     """
     for old in {str(f.schema): f.schema for f in ledger.files}.values():
         if old.names != schema.names:
@@ -197,7 +198,26 @@ def common_schema(store: Store, ledger: Ledger, schema: pa.Schema) -> pa.Schema:
                     f"but {schema.field(i).type} in the input: choose another output"
                 ) from None
             schema = schema.set(i, wide)
+    over_threads(lambda file: _check_fits(store, file, schema), ledger.files)
     return schema
+
+
+def _check_fits(store: Store, file: LedgerFile, schema: pa.Schema) -> None:
+    """Types promise less than values need: an int64 beyond 2^53 is no double."""
+    other = [f for f in file.schema if not f.type.equals(schema.field(f.name).type)]
+    if not other:
+        return
+    table = read_columns(store, file.name, [f.name for f in other])
+    for field in other:
+        wide = schema.field(field.name).type
+        try:
+            table[field.name].cast(wide)
+        except pa.ArrowException as error:
+            raise ValueError(
+                f"output is {store.uri!r}: its column {field.name!r} is of type {field.type} and, "
+                f"with the input's, {wide}, which not every value in {file.name} fits "
+                f"({one_line(error)}): choose another output"
+            ) from error
 
 
 def _changed(store: Store, name: str, what: str) -> ValueError:

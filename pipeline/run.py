@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
+import pyarrow as pa
+
 from pipeline.config import RunConfig
 from pipeline.dataflow import decode
+from pipeline.errors import PipelineError
 from pipeline.factory import EngineFactory, ModelFactory
 from pipeline.finish import finish
 from pipeline.heartbeat import beating
@@ -16,7 +20,10 @@ from pipeline.lease import Lease, LeaseTimes, hold
 from pipeline.ledger import Ledger, check_same_job, common_schema, read_ledger
 from pipeline.manifest import ORDER, SUCCESS, depended_on_order, warn_of_lost_files, write_run
 from pipeline.progress import Progress, Tracker
+from pipeline.retry import one_line
+from pipeline.shards import BadShard
 from pipeline.source import Scan, ScannedChunk
+from pipeline.threads import over_threads
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +78,39 @@ def run(
         return _run(replace(job, store=lease.store), scan, lease, tracker, started)
 
 
+class _Start:
+    """The moment from which on the output changes; until then a mistake leaves it as it is."""
+
+    def __init__(self, job: Job, started: str, order: bool) -> None:
+        self._job = job
+        self._started = started
+        self._order = order
+        self._begun = False
+
+    def begin(self) -> None:
+        """What follows makes the output incomplete again, whatever an earlier run has said."""
+        self._begun = True
+        job = self._job
+        job.store.delete(SUCCESS)
+        write_run(job.store, job.config, job.fingerprint, self._started, order=self._order)
+
+    @contextmanager
+    def no_mistakes_after(self) -> Iterator[None]:
+        """Once it has begun, a run ends early: what was wrong is no reason to start anew.
+
+        Raises:
+            PipelineError: for every `ValueError` after the beginning.
+        """
+        try:
+            yield
+        except ValueError as error:
+            if not self._begun:
+                raise
+            raise PipelineError(
+                f"the run stopped: {one_line(error)}. What is committed stays"
+            ) from error
+
+
 def _run(job: Job, scan: Scan, lease: Lease, tracker: Tracker, started: str) -> RunReport:
     config = job.config
     check_same_job(job.store, job.fingerprint)  # again: another run may have come in between
@@ -79,34 +119,35 @@ def _run(job: Job, scan: Scan, lease: Lease, tracker: Tracker, started: str) -> 
     warn_of_lost_files(job.store, ledger)
     done = ledger.only_ok() if config.retry_failed else ledger
     pending = pending_chunks(job, scan.chunks, ledger, done)
+    _check_fits(job, [part for part, _ in pending])
     total = scan.rows
     todo = sum(rows for _, rows in pending)
     tracker.phase("starting", rows_total=total, rows_done=total - todo)
     speed = 0.0
     order = config.engine.draft.order_dependent
     order = order or (todo < total and depended_on_order(job.store))
-    if pending:
-        # What follows makes the output incomplete again, whatever an earlier run has said.
-        job.store.delete(SUCCESS)
-        write_run(job.store, config, job.fingerprint, started, order=order)
-        speed = decode(job, [s.chunk for s, _ in pending], done, tracker, total - todo)
-        if config.allow_bad_shards:
-            scan = scan.without_lost(s.chunk for s, _ in pending)
-            total = scan.rows
-    del ledger, done  # gigabytes where rows are many; the end reads what is there by then
-    tracker.phase("finishing", rows_done=total)
-    facts = {
-        "started": started,
-        "input": list(config.input),
-        "rows_input": total,
-        "rows_reused": total - todo,
-        "rows_decoded": todo,
-        "bad_shards": [{"path": bad.path, "reason": str(bad)} for bad in scan.bad],
-        "tokens_per_second": speed,
-        "config": {"actors": config.actors, "rows_per_block": config.rows_per_block},
-        ORDER: order,
-    }
-    summary = finish(job, scan.chunks, lease, facts)
+    start = _Start(job, started, order)
+    with start.no_mistakes_after():
+        if pending:
+            chunks = [part.chunk for part, _ in pending]
+            speed = decode(job, chunks, done, tracker, total - todo, start.begin)
+            if config.allow_bad_shards:
+                scan = scan.without_lost(chunks)
+                total = scan.rows
+        del ledger, done  # gigabytes where rows are many; the end reads what is there by then
+        tracker.phase("finishing", rows_done=total)
+        facts = {
+            "started": started,
+            "input": list(config.input),
+            "rows_input": total,
+            "rows_reused": total - todo,
+            "rows_decoded": todo,
+            "bad_shards": [{"path": bad.path, "reason": str(bad)} for bad in scan.bad],
+            "tokens_per_second": speed,
+            "config": {"actors": config.actors, "rows_per_block": config.rows_per_block},
+            ORDER: order,
+        }
+        summary = finish(job, scan.chunks, lease, facts)
     errors = {"rows_error": summary.rows_error, "errors_by_code": summary.errors_by_code}
     tracker.phase("finishing", **errors)
     return RunReport(
@@ -148,6 +189,36 @@ def pending_chunks(
         if new.any():
             pending.append((part, int(new.sum())))
     return pending
+
+
+def _check_fits(job: Job, parts: Sequence[ScannedChunk]) -> None:
+    """Refuse values of the input that do not fit the output's type, where it has another one.
+
+    Raises:
+        ValueError: naming the column; no block with such a row could be written.
+    """
+    kept = [job.source.schema.field(name) for name in (job.config.id_column, *job.config.keep)]
+    other = [f for f in kept if not f.type.equals(job.schema.field(f.name).type)]
+
+    def check(part: ScannedChunk) -> None:
+        with suppress(BadShard):  # met again, and told, when the shard is decoded
+            for table in part.chunk.read(pa.schema(other)):
+                for field in other:
+                    _check_column(job, part.chunk.shard.path, field, table[field.name])
+
+    if other:
+        over_threads(check, parts)
+
+
+def _check_column(job: Job, path: str, field: pa.Field, column: pa.ChunkedArray) -> None:
+    wide = job.schema.field(field.name).type
+    try:
+        column.cast(wide)
+    except pa.ArrowException as error:
+        raise ValueError(
+            f"output is {job.config.output!r}: its column {field.name!r} is of type {wide}, which "
+            f"not every {field.type} in {path} fits ({one_line(error)}): choose another output"
+        ) from error
 
 
 def _now() -> str:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from pipeline.config import RunConfig
     from pipeline.run import RunReport
 
+_SECONDS_TO_COUNT = 1.0
+
 
 def run_and_show(ctx: click.Context, settings: RunConfig) -> RunReport:
     """Run, then print the summary of the output.
@@ -42,6 +44,7 @@ def run_and_show(ctx: click.Context, settings: RunConfig) -> RunReport:
         replace(
             whole,
             rows_reused=report.rows_reused,
+            rows_not_in_input=report.rows_not_in_input,
             seconds=report.seconds,
             tokens_per_second=report.tokens_per_second,
         )
@@ -90,12 +93,25 @@ def run_shown(ctx: click.Context, settings: RunConfig, guarded: bool = False) ->
 
 
 def _say_how_to_go_on(ctx: click.Context, console: Console, output: str, what: str) -> None:
-    from jobs.report import rows_committed
-
-    total = f" of {console.last.rows_total}" if console.last and console.last.rows_total else ""
-    kept = f"{rows_committed(output)}{total} rows are kept in {output}"
+    last = console.last
+    kept = _kept(output, last.rows_total if last else 0)
     click.echo(f"{what}: {shown(kept)}. To go on, give the same command:\n", err=True)
     click.echo(f"  {command_line(ctx)}\n", err=True)
+
+
+def _kept(output: str, total: int) -> str:
+    """What is kept; without its count where the storage fails: nobody wants to wait for it now."""
+    from jobs.report import rows_committed
+    from pipeline.errors import PipelineError
+    from pipeline.retry import Patience
+
+    try:
+        count = rows_committed(output, Patience(_SECONDS_TO_COUNT))
+    except (PipelineError, OSError, ValueError):
+        return f"what is committed is kept in {output}"
+    # Rows that are no longer in the input are no part of its number.
+    of = f" of {total}" if count <= total else ""
+    return f"{count}{of} rows are kept in {output}"
 
 
 def _first_line(error: Exception, verbose: bool) -> str:

@@ -16,7 +16,7 @@ from pipeline.job import Job
 from pipeline.keys import KeySet
 from pipeline.lease import Lease
 from pipeline.ledger import Ledger, read_columns, read_ledger
-from pipeline.manifest import MANIFEST, SUCCESS, write_manifest
+from pipeline.manifest import MANIFEST, SUCCESS, read_manifest, write_manifest
 from pipeline.names import SUFFIX
 from pipeline.settle import best_rows
 from pipeline.source import ScannedChunk
@@ -33,7 +33,8 @@ def finish(
 ) -> Summary:
     """Compare the rows of input and output, put the files in order, write the manifest.
 
-    `facts` is what the run says about itself in the manifest.
+    `facts` is what the run says about itself in the manifest; `rows_not_in_input` and the time of
+    the end are added to them. Such rows stay: yesterday's results are no mistake of today's input.
 
     Raises:
         PipelineError: input rows are missing in the output.
@@ -47,7 +48,8 @@ def finish(
         best = best_rows(ledger, wanted)
         todo = plan(ledger, best, job.schema, job.config.max_rows_per_file)
         nothing_new = facts["rows_decoded"] == 0 and not facts["bad_shards"]
-        if not todo and nothing_new and _is_finished(job.store):
+        facts["rows_not_in_input"] = int(best.sum()) - len(wanted)
+        if not todo and nothing_new and _is_finished(job.store, ledger):
             return _summary(job.store, ledger)  # the manifest of the run that did it all stays
         if todo:
             job.store.delete(SUCCESS)
@@ -55,10 +57,7 @@ def finish(
         ledger = _put_in_order(job, ledger, best, todo)
         summary = _summary(job.store, ledger)
         _check_complete(job, scanned, ledger)
-        facts |= {
-            "ended": datetime.now(UTC).isoformat(timespec="seconds"),
-            "rows_not_in_input": ledger.rows - len(wanted),
-        }
+        facts["ended"] = datetime.now(UTC).isoformat(timespec="seconds")
         lease.check()
         write_manifest(job.store, job.fingerprint, ledger, summary, facts)
         names = {file.name for file in ledger.files}
@@ -74,8 +73,12 @@ def finish(
     )
 
 
-def _is_finished(store: Store) -> bool:
-    return store.exists(SUCCESS) and store.exists(MANIFEST)
+def _is_finished(store: Store, ledger: Ledger) -> bool:
+    """Whether an earlier run has said so, of just the files that are there."""
+    if not (store.exists(SUCCESS) and store.exists(MANIFEST)):
+        return False
+    said = {file["name"]: file["rows"] for file in read_manifest(store.uri)["files"]}
+    return said == {file.name: file.rows for file in ledger.files}
 
 
 def _check_complete(job: Job, scanned: Sequence[ScannedChunk], ledger: Ledger) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import Any
 
 import pyarrow as pa
 
@@ -30,9 +31,10 @@ from pipeline.threads import over_threads
 class RunReport:
     """The end of a run. Rows, tokens and ratios are those of the whole output.
 
-    `rows_reused` were committed by earlier runs; `seconds` and `tokens_per_second` are this run's,
-    the latter over the time since the first model was loaded (0 where nothing was decoded).
-    `bad_shards` say, a sentence each, what was left out.
+    `rows_reused` were committed by earlier runs, and so were `rows_not_in_input`, which stay though
+    the input has them no longer; `seconds` and `tokens_per_second` are this run's, the latter over
+    the time since the first model was loaded (0 where nothing was decoded). `bad_shards` say, a
+    sentence each, what was left out.
     """
 
     rows_total: int
@@ -50,6 +52,7 @@ class RunReport:
     errors_by_code: dict[str, int]
     output: str
     bad_shards: tuple[str, ...] = ()
+    rows_not_in_input: int = 0
 
 
 def run(
@@ -136,7 +139,7 @@ def _run(job: Job, scan: Scan, lease: Lease, tracker: Tracker, started: str) -> 
                 total = scan.rows
         del ledger, done  # gigabytes where rows are many; the end reads what is there by then
         tracker.phase("finishing", rows_done=total)
-        facts = {
+        facts: dict[str, Any] = {
             "started": started,
             "input": list(config.input),
             "rows_input": total,
@@ -162,6 +165,7 @@ def _run(job: Job, scan: Scan, lease: Lease, tracker: Tracker, started: str) -> 
         errors_by_code=summary.errors_by_code,
         output=config.output,
         bad_shards=tuple(str(bad) for bad in scan.bad),
+        rows_not_in_input=facts["rows_not_in_input"],
         **summary.statistics(),
     )
 

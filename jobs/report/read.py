@@ -14,11 +14,16 @@ from jobs.explained import all_rounds
 from jobs.report.chunks import Chunk, chunks, opened, result_files
 from jobs.report.sample import Sample
 from pipeline.choices import read_choices
+from pipeline.keys import KEY_BYTES
+from pipeline.ledger import read_columns
 from pipeline.manifest import MANIFEST, SUCCESS, depended_on_order, read_manifest
+from pipeline.names import SUFFIX
 from pipeline.redaction import redacted
-from pipeline.schema import FINISH_REASON, ROW_KEY
+from pipeline.retry import PATIENCE, Patience
+from pipeline.schema import FINISH_REASON, RESULT_FIELDS, ROW_KEY, STATISTICS
 from pipeline.storage import Store
 from pipeline.summary import COLUMNS, Summary
+from pipeline.threads import over_threads
 
 _SPREAD = ("speedup", "mean_acceptance_length")
 _SAMPLE_BATCH = 64
@@ -28,7 +33,8 @@ _SAMPLE_BATCH = 64
 class Report:
     """One output in numbers; None where nothing was measured.
 
-    `rows_reused`, `seconds` and `tokens_per_second` are those of the last run that added rows;
+    `rows_reused`, `seconds` and `tokens_per_second` are those of the last run that added rows, and
+    `rows_not_in_input` are rows of earlier inputs, which stay;
     `audit` has the numbers of `pipeline.audit_sums`, `choices` the rounds by what the drafter auto
     chose in the last run. `order_dependent` says whether other rows or measured time may have moved
     the statistics of drafting. Percentiles are those of `rows_sampled` rows,
@@ -52,6 +58,7 @@ class Report:
     acceptance_percentiles: dict[str, float]
     sample: dict[str, Any] = field(default_factory=dict)
     rows_reused: int | None = None
+    rows_not_in_input: int | None = None
     seconds: float | None = None
     tokens_per_second: float | None = None
     audit: dict[str, int | float | None] = field(default_factory=dict)
@@ -110,6 +117,7 @@ class Totals:
             acceptance_percentiles=_percentiles(sample["mean_acceptance_length"]),
             sample=sample_row(store.uri),
             rows_reused=last.get("rows_reused"),
+            rows_not_in_input=last.get("rows_not_in_input"),
             tokens_per_second=last.get("tokens_per_second"),
             audit=summary.audit.to_dict(),
             rows_sampled=sample.num_rows,
@@ -134,22 +142,28 @@ def read_output(output: str) -> Report:
     """Sum up the files of an output.
 
     Raises:
-        ValueError: a folder that holds no results of ours.
+        ValueError: a folder that holds no results of ours; a finished run over no rows is one.
     """
     store = Store(output)
     totals = Totals()
-    gather(store, result_files(store), [totals])
+    if store.exists(SUCCESS) and not store.names(SUFFIX):
+        totals.add(Chunk("", 0, pa.schema([*RESULT_FIELDS, *STATISTICS]).empty_table()))
+    else:
+        gather(store, result_files(store), [totals])
     return totals.report(store)
 
 
-def rows_committed(output: str) -> int:
-    """How many rows an output holds, by the files' footers alone."""
-    store = Store(output)
-    count = 0
-    for name in store.names(".parquet"):
-        with opened(store, name, ()) as file:
-            count += file.metadata.num_rows
-    return count
+def rows_committed(output: str, patience: Patience = PATIENCE) -> int:
+    """How many rows an output holds, each once, however many copies a crash has left.
+
+    Raises:
+        ValueError: a file that cannot be read, or that is no result of a run.
+        StorageError: the storage does not answer.
+    """
+    store = Store(output, patience=patience)
+    keys = over_threads(lambda n: read_columns(store, n, [ROW_KEY])[ROW_KEY], store.names(SUFFIX))
+    chunks = [chunk for column in keys for chunk in column.chunks]
+    return int(pc.count_distinct(pa.chunked_array(chunks, pa.binary(KEY_BYTES))).as_py())
 
 
 def sample_row(output: str) -> dict[str, Any]:

@@ -56,6 +56,8 @@ def summary_table(report: Report) -> Table:
     if report.rows_reused:
         rows += f" ({report.rows_reused} from earlier runs)"
     lines = [("rows", rows + ("" if report.complete else ", not complete yet"))]
+    if report.rows_not_in_input:
+        lines.append(("not in the input", f"{report.rows_not_in_input} rows, which stay"))
     lines += [("error rows", f"{n} {code}") for code, n in report.errors_by_code.items()]
     tokens = f"{report.prompt_tokens} in prompts, {report.completion_tokens} in completions"
     lines.append(("tokens", tokens))

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import Result
 
 import jobs.report
+import jobs.report.read
 import pipeline.run
 from jobs import demo_model
 from pipeline.config import RunConfig
 from pipeline.errors import PipelineError
 from pipeline.progress import Progress
+from pipeline.retry import Patience
 from pipeline.run import RunReport
+from pipeline.storage import Store
+from tests.pipeline.outputs import commit_rows
+from tests.pipeline.refusing import refusing
 
 Call = Callable[..., Result]
 RUN = ("run", "--input", "in", "--output", "my out", "--model", "m")
@@ -148,6 +156,86 @@ def test_ctrl_c_is_exit_code_130_and_says_how_to_go_on(
     assert result.exit_code == 130
     assert "Interrupted: 0 of 7 rows are kept in my out" in result.output
     assert "admg-batch run --input in --output 'my out' --model m\n" in result.output
+
+
+@pytest.mark.parametrize(
+    ("ids", "kept"),
+    [
+        (["abc", "bcd"], "4 of 7 rows are kept in {}"),
+        (["abcdefgh", "h"], "8 rows are kept in {}"),
+    ],
+)
+def test_rows_that_are_kept_twice_or_are_no_input_any_more_are_not_counted_as_done(
+    admg_batch: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ids: list[str], kept: str
+) -> None:
+    for fence, some in enumerate(ids, start=1):
+        store = Store(str(tmp_path / "out"), fence)
+        store.prepare()
+        commit_rows(store, *some)
+    run_raises(monkeypatch, KeyboardInterrupt())
+    result = admg_batch("run", "--input", "in", "--output", tmp_path / "out", "--model", "m")
+    assert result.exit_code == 130
+    assert f"Interrupted: {kept.format(tmp_path / 'out')}. To go on" in result.output
+
+
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (PipelineError("x"), 4)])
+def test_nobody_waits_for_a_count_of_rows_where_the_storage_fails(
+    admg_batch: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Any, code: int
+) -> None:
+    def broken(uri: str, patience: Patience) -> Store:
+        assert patience.seconds <= 1
+        return refusing(uri, times=10**9, seconds=0.01)
+
+    store = Store(str(tmp_path / "out"))
+    store.prepare()
+    commit_rows(store, "a")
+    run_raises(monkeypatch, error)
+    monkeypatch.setattr(jobs.report.read, "Store", broken)
+    result = admg_batch("run", "--input", "in", "--output", store.uri, "--model", "m")
+    assert result.exit_code == code
+    assert f"what is committed is kept in {store.uri}. To go on" in result.output
+    assert "admg-batch run --input in --output" in result.output
+
+
+def test_rows_that_are_no_input_any_more_are_told(
+    admg_batch: Call, configs: list[RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "not in the input" not in admg_batch(*RUN).output
+    monkeypatch.setattr(pipeline.run, "run", lambda config, **_: finished(rows_not_in_input=4))
+    result = admg_batch(*RUN)
+    assert result.exit_code == 0
+    assert re.search(r"not in the input +│ 4 rows, which stay", result.output)
+
+
+def empty_shard(folder: Path) -> Path:
+    folder.mkdir()
+    table = pa.table({"id": pa.array([], pa.int64()), "prompt": pa.array([], pa.string())})
+    pq.write_table(table, folder / "empty.parquet")
+    return folder
+
+
+def test_an_empty_input_is_a_success(admg_batch: Call, tiny: Path, tmp_path: Path) -> None:
+    given, output = empty_shard(tmp_path / "in"), tmp_path / "out"
+    for _ in range(2):
+        result = admg_batch("run", "--input", given, "--output", output, "--model", tiny)
+        assert result.exit_code == 0, result.output
+        assert "Summary" in result.output and "0 ok, 0 error" in result.output
+    assert (output / "_SUCCESS").exists()
+    assert admg_batch("report", output).exit_code == 0
+
+
+def test_bad_shards_that_are_left_out_are_exit_code_3_and_named(
+    admg_batch: Call, tiny: Path, tmp_path: Path
+) -> None:
+    given = empty_shard(tmp_path / "in")
+    (given / "torn.parquet").write_bytes(b"PAR1 torn")
+    run = ("run", "--input", given, "--output", tmp_path / "out", "--model", tiny)
+    result = admg_batch(*run, "--allow-bad-shards")
+    assert result.exit_code == 3, result.output
+    said = f"Left out: the input shard {given / 'torn.parquet'} cannot be read as Parquet"
+    assert said in result.stderr
+    refused = admg_batch(*run)
+    assert refused.exit_code == 2 and "torn.parquet" in refused.stderr
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def row(number: int, **values: Any) -> dict[str, Any]:
         "prefill_seconds": 0.5,
         "dropped_attention_layers": [3, 4],
     }
-    return {"id": f"row-{number}", "topic": "T", "row_key": bytes(16)} | good | values
+    return {"id": f"row-{number}", "topic": "T", "row_key": bytes([number] * 16)} | good | values
 
 
 @pytest.fixture

@@ -50,7 +50,9 @@ def output(tmp_path: Path) -> Path:
     folder = tmp_path / "out"
     (folder / LEASES).mkdir(parents=True)
     codes = [None, "deadline", None]
-    pq.write_table(pa.table({"id": [1, 2, 3], "error_code": codes}), folder / "part-1.parquet")
+    keys = pa.array([bytes([i] * 16) for i in range(3)], pa.binary(16))
+    table = pa.table({"id": [1, 2, 3], "row_key": keys, "error_code": codes})
+    pq.write_table(table, folder / "part-1.parquet")
     return folder
 
 

@@ -74,8 +74,10 @@ def test_values_of_the_input_that_do_not_fit_the_outputs_type_are_refused_at_onc
     with pytest.raises(ValueError, match=said):
         run(config, engine_factory=UNTOUCHED)
     assert content(tmp_path) == before
-    report = run(kept_config(tmp_path, table(10, pa.array([1, 2]))), engine_factory=StandIn())
-    assert report.rows_ok == 3
+    config = kept_config(tmp_path, table(10, pa.array([1, 2])))
+    report = run(config, engine_factory=StandIn())
+    assert (report.rows_ok, report.rows_total, report.rows_not_in_input) == (3, 2, 1)
+    assert run(config, engine_factory=UNTOUCHED).rows_not_in_input == 1
 
 
 def test_ids_that_have_no_common_type_are_refused_at_once(tmp_path: Path) -> None:

@@ -293,3 +293,17 @@ def test_an_output_in_one_piece_is_left_as_it_is(tmp_path: Path) -> None:
     before = {n: store.read(n) for n in (MANIFEST, *store.names(""))}
     assert end_run(store, scanned, decoded=0) == first
     assert {n: store.read(n) for n in before} == before
+
+
+def test_a_manifest_that_names_a_file_that_is_gone_is_written_again(tmp_path: Path) -> None:
+    """Also where its rows are no input any more, so that nothing is left to decode."""
+    store = commit_runs(str(tmp_path / "out"), [[[Copy(i, "p", False)] for i in "ab"]])
+    end_run(store, scan_of("ab", "pp"), most_rows=0)
+    gone, stays = store.names(".parquet")
+    (row_id,) = pq.read_table(store.path(stays))["id"].to_pylist()
+    store.delete(gone)
+    end_run(store, scan_of([row_id], ["p"]), most_rows=0, decoded=0)
+    manifest = read_manifest(store.uri)
+    assert manifest["files"] == [{"name": stays, "rows": 1}]
+    assert manifest["totals"]["rows"] == 1
+    assert store.exists(SUCCESS)

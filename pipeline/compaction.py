@@ -9,6 +9,7 @@ file is newer than its parts, so whoever finds both keeps the merged one (see `s
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from pipeline.sink import commit
 from pipeline.storage import Store
 
 _AHEAD = 8
-# Of columns before compression: what a file holds in memory while it is sorted.
+# Of rows in memory, as the files themselves say it (`LedgerFile.bytes`).
 _MOST_BYTES = 512 * 2**20
 
 _Rows = npt.NDArray[np.bool_]
@@ -91,7 +92,8 @@ def write_anew(
 ) -> list[str]:
     """Write the new files and return their names; the old ones stay for now.
 
-    Memory is that of one new file and a few old ones.
+    Memory is at most that of `_MOST_BYTES` read ahead, and of three times as much and one old file
+    more: what waits to become a file, its sorted copy and its encoded bytes.
 
     Raises:
         Fenced: the output has another owner by now.
@@ -122,7 +124,7 @@ def write_anew(
 def _kept_rows(
     store: Store, ledger: Ledger, best: _Rows, sources: Sequence[int], schema: pa.Schema
 ) -> Iterator[pa.Table]:
-    """The rows that stay, file by file, a few files read ahead."""
+    """The rows that stay, file by file; up to `_MOST_BYTES` of files (or one) are read ahead."""
     starts = np.concatenate([[0], np.cumsum([f.rows for f in ledger.files])])
 
     def read(i: int) -> pa.Table:
@@ -131,10 +133,13 @@ def _kept_rows(
         return table.filter(pa.array(rows)).select(schema.names).cast(schema)
 
     with ThreadPoolExecutor(_AHEAD) as pool:
-        waiting: list[Future[pa.Table]] = []
+        waiting: deque[tuple[int, Future[pa.Table]]] = deque()
         for i in sources:
-            waiting.append(pool.submit(read, i))
+            size = ledger.files[i].bytes
+            while waiting and sum(s for s, _ in waiting) + size > _MOST_BYTES:
+                yield waiting.popleft()[1].result()
+            waiting.append((size, pool.submit(read, i)))
             if len(waiting) > _AHEAD:
-                yield waiting.pop(0).result()
+                yield waiting.popleft()[1].result()
         while waiting:
-            yield waiting.pop(0).result()
+            yield waiting.popleft()[1].result()

@@ -23,6 +23,15 @@ SUCCESS = "_SUCCESS"
 ORDER = "statistics_depend_on_order"
 _log = logging.getLogger(__name__)
 _FORMAT = 1
+# What is read of a manifest, here and by reports.
+_SHAPE = {
+    "fingerprint": str,
+    "files": list,
+    "totals": dict,
+    "errors_by_code": dict,
+    "statistics": dict,
+    "run": dict,
+}
 _PACKAGES = ("admg-batch", "ray", "pyarrow", "torch", "transformers")
 
 
@@ -37,13 +46,26 @@ def read_manifest(output: str) -> dict[str, Any]:
     if not store.exists(MANIFEST):
         raise ValueError(f"output is {output!r}: it must be a finished run's, with a {MANIFEST}")
     try:
-        manifest: dict[str, Any] = json.loads(store.read(MANIFEST))
-    except ValueError as error:
+        manifest = json.loads(store.read(MANIFEST))
+    except ValueError:
+        manifest = None
+    if not _is_manifest(manifest):
         raise ValueError(
-            f"output is {output!r}: its {MANIFEST} was changed by somebody else, for it is no "
-            "JSON: delete it, the next run writes it again"
-        ) from error
-    return manifest
+            f"output is {output!r}: its {MANIFEST} was changed by somebody else, for it is not "
+            "what a run writes: delete it, the next run writes it again"
+        )
+    return dict(manifest)
+
+
+def _is_manifest(found: Any) -> bool:
+    """Whether it has what is read of it, of the right kinds."""
+    if not isinstance(found, dict):
+        return False
+    if not all(isinstance(found.get(name), kind) for name, kind in _SHAPE.items()):
+        return False
+    files = [file for file in found["files"] if isinstance(file, dict)]
+    good = [f for f in files if isinstance(f.get("name"), str) and isinstance(f.get("rows"), int)]
+    return len(good) == len(found["files"])
 
 
 def warn_of_lost_files(store: Store, ledger: Ledger) -> None:
@@ -68,9 +90,10 @@ def depended_on_order(store: Store) -> bool:
         return False
     try:
         found = json.loads(store.read(RUN))
-    except ValueError:  # not ours any more: the next run writes it again
-        return True
-    return bool(found.get(ORDER, True))
+    except ValueError:
+        found = None
+    # What is not ours any more, the next run writes again.
+    return not isinstance(found, dict) or bool(found.get(ORDER, True))
 
 
 def write_run(

@@ -137,7 +137,8 @@ def _write_state(folder: Path, ended: int) -> None:
     (folder / "_admg" / "run.json").write_text(json.dumps(run))
     bad = [{"path": "x", "reason": HOSTILE}]
     facts = {"started": started, "ended": end, "rows_reused": 0, "bad_shards": bad}
-    manifest = {"fingerprint": "ab" * 16, "run": facts | {"tokens_per_second": 432.1}}
+    manifest: dict[str, Any] = {"totals": {}, "errors_by_code": {}, "statistics": {}, "files": []}
+    manifest |= {"fingerprint": "ab" * 16, "run": facts | {"tokens_per_second": 432.1}}
     (folder / "_admg" / "manifest.json").write_text(json.dumps(manifest))
     (folder / "_SUCCESS").touch()
     assert ended > START

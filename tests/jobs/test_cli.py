@@ -223,6 +223,17 @@ def test_an_empty_input_is_a_success(admg_batch: Call, tiny: Path, tmp_path: Pat
     assert (output / "_SUCCESS").exists()
     assert admg_batch("report", output).exit_code == 0
 
+    # Of an output that anybody can write to, what was written is not believed.
+    for content in ("{}", "[]", '{"files": [{}]}'):
+        (output / "_admg" / "manifest.json").write_text(content)
+        run = ("run", "--input", given, "--output", output, "--model", tiny)
+        for command in (run, ("status", output), ("report", output)):
+            result = admg_batch(*command)
+            assert result.exit_code == 2, (command, result.output)
+            assert "its _admg/manifest.json was changed by somebody else" in result.stderr
+    (output / "_admg" / "manifest.json").unlink()
+    assert admg_batch(*run).exit_code == 0
+
 
 def test_bad_shards_that_are_left_out_are_exit_code_3_and_named(
     admg_batch: Call, tiny: Path, tmp_path: Path

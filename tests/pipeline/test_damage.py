@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -119,8 +120,30 @@ def test_an_error_of_storage_that_stays_is_the_files(store: Store) -> None:
         read_ledger(lasting, "id")
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[1", b'{"files": [}'])
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[1", b'{"a": [}', b"{}", b"[]", b"7"])
 def test_a_manifest_that_is_none_is_named(store: Store, content: bytes) -> None:
     (Path(store.root) / MANIFEST).write_bytes(content)
     with pytest.raises(ValueError, match=r"its _admg/manifest.json was changed .*: delete it"):
         read_manifest(store.uri)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("fingerprint", [None, 7, []]),
+        ("files", [None, {}, "text", ["text"], [{"name": "x"}], [{"name": 1, "rows": 1}]]),
+        ("totals", [None, [], "text"]),
+        ("errors_by_code", [None, [], "text"]),
+        ("statistics", [None, [], "text"]),
+        ("run", [None, [], "text"]),
+    ],
+)
+def test_a_manifest_of_another_shape_is_named(
+    store: Store, name: str, values: list[object]
+) -> None:
+    end_run(store, scan_of(IDS, ["p"] * len(IDS)), most_rows=100)
+    manifest = read_manifest(store.uri)
+    for value in values:
+        (Path(store.root) / MANIFEST).write_text(json.dumps(manifest | {name: value}))
+        with pytest.raises(ValueError, match=r"its _admg/manifest.json was changed .*: delete it"):
+            read_manifest(store.uri)

@@ -24,7 +24,7 @@ from pipeline.sink import commit
 from pipeline.storage import Store
 
 _AHEAD = 8
-# Of rows in memory, as the files themselves say it (`LedgerFile.bytes`).
+# Of rows in memory, where files are cut and where they count as small: one measure for both.
 _MOST_BYTES = 512 * 2**20
 
 _Rows = npt.NDArray[np.bool_]
@@ -89,8 +89,8 @@ def write_anew(
     replacement: Replacement,
     schema: pa.Schema,
     most_rows: int,
-) -> list[str]:
-    """Write the new files and return their names; the old ones stay for now.
+) -> dict[str, int]:
+    """Write the new files and return their names and sizes in memory; the old ones stay for now.
 
     Memory is at most that of `_MOST_BYTES` read ahead, and of three times as much and one old file
     more: what waits to become a file, its sorted copy and its encoded bytes.
@@ -99,14 +99,16 @@ def write_anew(
         Fenced: the output has another owner by now.
     """
     if not replacement.rows:
-        return []
+        return {}
     count = math.ceil(replacement.rows / most_rows) if most_rows else len(replacement.sources)
     target = math.ceil(replacement.rows / count)
-    names, pile = [], _Pile()
+    sizes: dict[str, int] = {}
+    pile = _Pile()
 
     def write(rows: int) -> _Pile:
         whole = pa.concat_tables(pile.tables)
-        names.append(commit(store, fingerprint, whole.slice(0, rows), merged=True).name)
+        first = whole.slice(0, rows)
+        sizes[commit(store, fingerprint, first, merged=True).name] = first.nbytes
         rest = _Pile()
         if rows < whole.num_rows:
             rest.add(whole.slice(rows))
@@ -118,7 +120,7 @@ def write_anew(
             pile = write(min(target, pile.rows))
     if pile.rows:
         write(pile.rows)
-    return names
+    return sizes
 
 
 def _kept_rows(

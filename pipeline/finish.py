@@ -16,7 +16,7 @@ from pipeline.job import Job
 from pipeline.keys import KeySet
 from pipeline.lease import Lease
 from pipeline.ledger import Ledger, read_columns, read_ledger
-from pipeline.manifest import MANIFEST, SUCCESS, read_manifest, write_manifest
+from pipeline.manifest import MANIFEST, SUCCESS, known_sizes, read_manifest, write_manifest
 from pipeline.names import SUFFIX
 from pipeline.settle import best_rows
 from pipeline.source import ScannedChunk
@@ -42,8 +42,9 @@ def finish(
     """
     job = replace(job, store=lease.seal())
     wanted = KeySet.of(s.keys for s in scanned)
+    sizes = known_sizes(job.store)
     for _ in range(_ROUNDS):
-        ledger = read_ledger(job.store, job.config.id_column)
+        ledger = read_ledger(job.store, job.config.id_column).sized(sizes)
         _check_complete(job, scanned, ledger)
         best = best_rows(ledger, wanted)
         todo = plan(ledger, best, job.schema, job.config.max_rows_per_file)
@@ -54,7 +55,7 @@ def finish(
         if todo:
             job.store.delete(SUCCESS)
             note_commits(job.store, todo.names)
-        ledger = _put_in_order(job, ledger, best, todo)
+        ledger = _put_in_order(job, ledger, best, todo, sizes)
         summary = _summary(job.store, ledger)
         _check_complete(job, scanned, ledger)
         facts["ended"] = datetime.now(UTC).isoformat(timespec="seconds")
@@ -92,8 +93,12 @@ def _check_complete(job: Job, scanned: Sequence[ScannedChunk], ledger: Ledger) -
         )
 
 
-def _put_in_order(job: Job, ledger: Ledger, best: Any, todo: Replacement) -> Ledger:
+def _put_in_order(
+    job: Job, ledger: Ledger, best: Any, todo: Replacement, sizes: dict[str, int]
+) -> Ledger:
     """Write what replaces old files; the ledger without those, every id in it once.
+
+    The new files' sizes are added to `sizes`.
 
     Raises:
         PipelineError: the new files do not hold what they should.
@@ -102,8 +107,9 @@ def _put_in_order(job: Job, ledger: Ledger, best: Any, todo: Replacement) -> Led
     new = write_anew(job.store, job.fingerprint, ledger, best, todo, job.schema, most_rows)
     if not todo:
         return ledger
+    sizes |= new
     stay = [file.name for file in ledger.files if file.name not in todo.names]
-    after = read_ledger(job.store, job.config.id_column, [*stay, *new])
+    after = read_ledger(job.store, job.config.id_column, [*stay, *new]).sized(sizes)
     if after.rows != int(best.sum()) or len(after.ids()) != after.rows:
         raise PipelineError(f"files of output {job.config.output!r} changed while they were merged")
     return after

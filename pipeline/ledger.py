@@ -7,8 +7,8 @@ needs up to about 200, most at its end: 20 GB for 10^8 rows, on the driver alone
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeVar
 
@@ -25,7 +25,7 @@ from pipeline.keys import Keys, KeySet
 from pipeline.names import SUFFIX, FileName, content_of
 from pipeline.retry import one_line
 from pipeline.schema import ROW_KEY, STATUS
-from pipeline.sink import BYTES_KEY, FINGERPRINT_KEY
+from pipeline.sink import FINGERPRINT_KEY
 from pipeline.storage import Store
 from pipeline.threads import over_threads
 
@@ -37,9 +37,9 @@ _DAMAGE = (OSError, ValueError, pa.ArrowException)
 
 @dataclass(frozen=True, slots=True)
 class LedgerFile:
-    """One committed file; `bytes` is what its rows take in memory.
+    """One committed file; `bytes` is the size of its columns before compression.
 
-    Where a file does not say so, it is the size of its columns before compression.
+    A finished run knows better what its rows take in memory (see `Ledger.sized`).
     """
 
     name: str
@@ -86,6 +86,14 @@ class Ledger:
         """The keys of the ids, each once."""
         return _set_of(self.id_keys)
 
+    def sized(self, sizes: Mapping[str, int]) -> Ledger:
+        """The same with the sizes that are known of some files, by name.
+
+        Parquet's own sizes say little of memory: a text that repeats is there once.
+        """
+        files = tuple(replace(f, bytes=sizes.get(f.name, f.bytes)) for f in self.files)
+        return replace(self, files=files)
+
     def only_ok(self) -> Ledger:
         """The rows that have a completion: what counts where failures are tried again."""
         rows = self.ok
@@ -118,13 +126,15 @@ def read_ledger(store: Store, id_column: str, names: Sequence[str] | None = None
         try:
             keys, ids = stored_keys(table[ROW_KEY]), id_keys(table[id_column])
             ok = pc.equal(table[STATUS], "ok").to_numpy()
-            schema, size = file.schema_arrow.remove_metadata(), _bytes(file.metadata)
+            schema = file.schema_arrow.remove_metadata()
         except _DAMAGE as error:
             raise _unreadable(store, name, error) from error
         parsed = FileName.parse(name)
         if parsed is None or parsed.content != content_of(keys, ok):
             raise _changed(store, name, "its rows are not those that its name was made of")
         schema = schemas.setdefault(str(schema), schema)  # one object for a million files
+        meta = file.metadata
+        size = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
         return LedgerFile(name, table.num_rows, size, schema), keys, ids, ok
 
     read = over_threads(one, store.names(SUFFIX) if names is None else sorted(names))
@@ -137,13 +147,6 @@ def read_ledger(store: Store, id_column: str, names: Sequence[str] | None = None
         np.concatenate([np.empty(0, np.bool_), *(ok for *_, ok in read)]),
         np.repeat(np.arange(len(counts), dtype=np.int32), counts),
     )
-
-
-def _bytes(meta: pq.FileMetaData) -> int:
-    said = (meta.metadata or {}).get(BYTES_KEY)
-    if said is not None:
-        return int(said)
-    return sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
 
 
 def read_columns(store: Store, name: str, columns: Sequence[str] | None) -> pa.Table:

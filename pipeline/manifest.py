@@ -68,6 +68,14 @@ def _is_manifest(found: Any) -> bool:
     return len(good) == len(found["files"])
 
 
+def known_sizes(store: Store) -> dict[str, int]:
+    """What the rows of files take in memory, by name, as the last finished run has found."""
+    if not store.exists(MANIFEST):
+        return {}
+    files = read_manifest(store.uri)["files"]
+    return {f["name"]: f["bytes"] for f in files if isinstance(f.get("bytes"), int)}
+
+
 def warn_of_lost_files(store: Store, ledger: Ledger) -> None:
     """Say so where files are gone that an earlier run has finished with; their rows come again."""
     if not store.exists(MANIFEST):
@@ -139,7 +147,7 @@ def write_manifest(
             "format": _FORMAT,
             "fingerprint": fingerprint.digest,
             "fields": dict(fingerprint.fields),
-            "files": [{"name": f.name, "rows": f.rows} for f in ledger.files],
+            "files": [{"name": f.name, "rows": f.rows, "bytes": f.bytes} for f in ledger.files],
             "totals": summary.totals(),
             "errors_by_code": summary.errors_by_code,
             "statistics": summary.statistics(),

@@ -24,8 +24,6 @@ from pipeline.schema import COMPLETION, ROW_KEY, STATUS
 from pipeline.storage import Store
 
 FINGERPRINT_KEY = b"admg.fingerprint"
-# Bytes of a file's rows in memory. Parquet's own sizes say little: repeated texts are there once.
-BYTES_KEY = b"admg.bytes"
 # Few different numbers in long lists: always worth a dictionary. Parquet's names of list members.
 _NESTED = (
     "drafter_tokens.list.element.source",
@@ -35,9 +33,9 @@ _NESTED = (
 
 
 def encode(table: pa.Table, fingerprint: Fingerprint) -> pa.Buffer:
-    """A file's bytes: rows sorted by id, the fingerprint and their size in the footer."""
-    said = {FINGERPRINT_KEY: fingerprint.to_json().encode(), BYTES_KEY: b"%d" % table.nbytes}
-    table = table.sort_by(table.schema.names[0]).replace_schema_metadata(said)
+    """A file's bytes: rows sorted by id, the fingerprint in the footer."""
+    table = table.sort_by(table.schema.names[0])
+    table = table.replace_schema_metadata({FINGERPRINT_KEY: fingerprint.to_json().encode()})
     out = pa.BufferOutputStream()
     pq.write_table(
         table,

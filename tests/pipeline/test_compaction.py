@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +19,9 @@ import pipeline.compaction
 from pipeline.compaction import plan, write_anew
 from pipeline.keys import KeySet
 from pipeline.ledger import read_ledger
-from pipeline.manifest import MANIFEST
+from pipeline.manifest import MANIFEST, known_sizes, read_manifest
 from pipeline.settle import best_rows
-from pipeline.sink import BYTES_KEY, commit
+from pipeline.sink import commit
 from pipeline.storage import Store
 from tests.pipeline.outputs import PRINT, SCHEMA, rows
 from tests.pipeline.test_order import end_run, scan_of
@@ -54,7 +55,7 @@ def test_what_was_merged_is_not_merged_again(
         store, ids = commit_texts(f"{folder}/out", blocks)
         scanned = scan_of(ids, ["p"] * len(ids))
         end_run(store, scanned, most_rows)
-        ledger = read_ledger(store, "id")
+        ledger = read_ledger(store, "id").sized(known_sizes(store))
         assert ledger.rows == len(ids)
         best = best_rows(ledger, KeySet.of(s.keys for s in scanned))
         assert not plan(ledger, best, SCHEMA, most_rows)
@@ -93,10 +94,18 @@ def test_files_are_not_read_further_ahead_than_memory_allows(
     assert all(read <= done + 3 for done, read in enumerate(at_commits, start=1))
 
 
-def test_files_of_older_runs_have_the_size_of_their_columns(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pipeline.ledger.BYTES_KEY", b"not " + BYTES_KEY)
-    store, _ = commit_texts(str(tmp_path / "out"), [[2000, 2000, 2000]])
-    (file,) = read_ledger(store, "id").files
-    assert 2000 < file.bytes < 6000
+def test_files_that_nobody_knows_the_size_of_have_that_of_their_columns(tmp_path: Path) -> None:
+    """A manifest of an older run, and one that somebody has removed."""
+    store, ids = commit_texts(str(tmp_path / "out"), [[2000, 2000], [2000, 2000]])
+    scanned = scan_of(ids, ["p"] * len(ids))
+    end_run(store, scanned, most_rows=100)
+    (name,) = store.names(".parquet")
+    assert known_sizes(store)[name] > 8000
+    manifest = read_manifest(store.uri)
+    manifest["files"] = [{"name": name, "rows": 4}]
+    (Path(store.root) / MANIFEST).write_text(json.dumps(manifest))
+    assert known_sizes(store) == {}
+    store.delete(MANIFEST)
+    assert known_sizes(store) == {}
+    end_run(store, scanned, most_rows=100, decoded=0)
+    assert 2000 < known_sizes(store)[name] < 8000

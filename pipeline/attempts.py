@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from pipeline.errors import CRASHED, DEADLINE, OUT_OF_MEMORY
@@ -29,31 +29,42 @@ NO_WORD = "the process ended without a word: killed, out of host memory, or a fa
 class Deaths:
     """How often a row was in an engine that died, by cause, and what was said the last time.
 
-    `alone` counts the deaths in which it was the only suspect.
+    `alone` counts the crashes and times without memory in which the engine held no other row,
+    `late_alone` the deadlines that it missed with the engine to itself. `lost` counts the whole
+    runs that ended without a word while it was in flight.
     """
 
     crashes: int = 0
     ooms: int = 0
     deadlines: int = 0
+    lost: int = 0
     alone: int = 0
+    late_alone: int = 0
     code: str = ""
     message: str = ""
 
     @property
     def total(self) -> int:
         """Attempts that ended in a death."""
-        return self.crashes + self.ooms + self.deadlines
+        return self.crashes + self.ooms + self.deadlines + self.lost
 
-    def plus(self, code: str, message: str, alone: bool) -> Deaths:
+    def plus(self, failure: Failure) -> Deaths:
         """With one more."""
+        late = failure.code == DEADLINE
         return Deaths(
-            self.crashes + (code not in (OUT_OF_MEMORY, DEADLINE)),
-            self.ooms + (code == OUT_OF_MEMORY),
-            self.deadlines + (code == DEADLINE),
-            self.alone + alone,
-            code,
-            message,
+            self.crashes + (failure.code not in (OUT_OF_MEMORY, DEADLINE)),
+            self.ooms + (failure.code == OUT_OF_MEMORY),
+            self.deadlines + late,
+            self.lost,
+            self.alone + (failure.alone and not late),
+            self.late_alone + (failure.alone and late),
+            failure.code,
+            failure.message,
         )
+
+    def plus_lost(self) -> Deaths:
+        """With one more run that ended as a whole, which says little of a row."""
+        return replace(self, lost=self.lost + 1, code=CRASHED, message=NO_WORD)
 
 
 NO_DEATHS = Deaths()
@@ -61,11 +72,15 @@ NO_DEATHS = Deaths()
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why an engine's process leaves, and the keys of the rows that may be the reason."""
+    """Why an engine's process leaves, and the keys of the rows that may be the reason.
+
+    `alone` says that it is one row, and that no other can have had a part in it.
+    """
 
     code: str
     message: str
     rows: tuple[str, ...]
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,19 +106,23 @@ class State:
     explained: int = 0
     guilty: list[str] = field(default_factory=list)
 
-    def charge(self, earlier: Mapping[str, Deaths]) -> None:
-        """Turn what a dead process left behind into deaths of its rows."""
-        suspects: Iterable[str] = self.alone if self.alone is not None else self.in_flight
-        failure = Failure(CRASHED, NO_WORD, tuple(suspects))
+    def charge(self, earlier: Mapping[str, Deaths], whole_run: bool = False) -> None:
+        """Turn what a dead process left behind into deaths of its rows.
+
+        Where the whole run has ended (`whole_run`), a process that left no last word has most
+        likely died of that, and not of its rows.
+        """
+        suspects = self.in_flight if self.alone is None else self.alone
+        failure = Failure(CRASHED, NO_WORD, tuple(suspects), len(set(suspects)) == 1)
+        lost = whole_run and self.failure is None
         if self.failure is not None:
             failure = Failure(**{**self.failure, "rows": tuple(self.failure["rows"])})
             if failure.code == OUT_OF_MEMORY and self.alone is None:
                 self.full_ooms += 1
         self.deaths += bool(failure.rows)
-        for key in failure.rows:
+        for key in dict.fromkeys(failure.rows):  # Ray may run a call twice in one process
             known = self.known(key, earlier)
-            more = known.plus(failure.code, failure.message, len(failure.rows) == 1)
-            self.rows[key] = asdict(more)
+            self.rows[key] = asdict(known.plus_lost() if lost else known.plus(failure))
         self.in_flight, self.alone, self.failure = [], None, None
 
     def known(self, key: str, earlier: Mapping[str, Deaths]) -> Deaths:
@@ -171,7 +190,7 @@ class AttemptRecord:
 
     def begin(self, keys: Sequence[str]) -> None:
         """These rows may enter the engine from now on."""
-        self._change(lambda s: s.in_flight.extend(keys))
+        self._change(lambda s: setattr(s, "in_flight", list(dict.fromkeys([*s.in_flight, *keys]))))
 
     def end(self, keys: Sequence[str]) -> None:
         """These rows are done, and forgotten but for the guilty ones."""

@@ -81,6 +81,8 @@ class EngineLoop:
         self._closed: deque[list[Entry]] = deque()
         self._in_company, self._on_record = True, False
         self._repeats = False
+        # Whether one that is in the engine has had another beside it.
+        self._shared = False
         self._running: dict[int, tuple[Entry, Watched]] = {}
         self._death: EngineDied | None = None
         self._lock = threading.Lock()
@@ -147,8 +149,8 @@ class EngineLoop:
                 self._note_movement(engine)
         except BaseException as error:  # whatever it was, rows must not wait for it for ever
             if self._guard is not None:
-                keys = tuple(entry.request.key for entry, _ in self._running.values())
-                self._guard.died(Failure(code_of(error), describe(error), keys))
+                keys = tuple({entry.request.key: 0 for entry, _ in self._running.values()})
+                self._guard.died(Failure(code_of(error), describe(error), keys, len(keys) == 1))
             self._end(EngineDied(describe(error)))
 
     def _step(self, engine: EngineLike) -> None:
@@ -219,6 +221,8 @@ class EngineLoop:
     def _enter(self, engine: EngineLike, entries: list[Entry]) -> None:
         self._moved = now = time.monotonic()
         requests = [entry.request for entry in entries]
+        if entries:
+            self._shared = len(self._running) + len(entries) > 1
         watching = [Watched(request.key, now) for request in requests]
         if self._guard is not None:
             watching = self._guard.watched(requests, [w for _, w in self._running.values()])
@@ -245,12 +249,13 @@ class EngineLoop:
         if self._death is not None:
             return False
         watched = [row for _, row in list(self._running.values())]
-        late = overdue(watched, self._moved, time.monotonic())
+        moved, now = self._moved, time.monotonic()
+        late = overdue(watched, moved, now)
         if late and self._guard is not None:
-            words = "the engine stands still" if len(late) == len(watched) else "it does not end"
             seconds = max(row.seconds for row in watched if row.key in late)
+            words = "the engine stands still" if now - moved > seconds else "it does not end"
             message = f"not done after its {seconds:.0f} seconds: {words}"
-            self._guard.died(Failure(DEADLINE, message, late))
+            self._guard.died(Failure(DEADLINE, message, late, not self._shared))
         return True
 
     def _end(self, death: EngineDied) -> None:

@@ -19,8 +19,10 @@ _STOPPED = "stopped.json"
 def fold(store: Store, is_done: Callable[[str], bool]) -> History:
     """What the runs before this one have seen, in one object; their actors' records go.
 
-    A row that is committed needs no memory. The names of the records are kept with the sum, so
-    that a crash in between counts nothing twice. Nobody else may be at work on this output.
+    A row that is committed needs no memory. A record without a last word is one of a process that
+    most likely ended with its run, as where a whole cluster is killed. The names of the records are
+    kept with the sum, so that a crash in between counts nothing twice. Nobody else may be at work
+    on this output.
     """
     prepare_folder(store)
     names = [n for n in store.names(SUFFIX, FOLDER) if n not in (_BEFORE, _STOPPED)]
@@ -39,7 +41,7 @@ def fold(store: Store, is_done: Callable[[str], bool]) -> History:
         state = parse_state(store.read(f"{FOLDER}/{name}"))
         if stopped and name.startswith(stopped) and state.failure is None:
             state.in_flight, state.alone = [], []  # it was told to stop
-        state.charge(rows)
+        state.charge(rows, whole_run=True)
         here = (state.deaths, state.all_explained(rows))
         worst = max(worst, here, key=lambda pair: pair[0] - pair[1])
         for key, deaths in state.rows.items():

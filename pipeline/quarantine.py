@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.attempts import Deaths
-from pipeline.errors import CRASHED, DEADLINE, OUT_OF_MEMORY, RowError
+from pipeline.errors import CRASHED, OUT_OF_MEMORY, RowError
 
 _SMALL_COMPANY = 8
 _PROMPT_TOKENS_A_STEP = 10
@@ -32,7 +32,8 @@ class Rules:
     """When rows are suspected and quarantined.
 
     A row whose engines died `max_crashes` times is decoded in small company; one that was alone in
-    as many deaths is quarantined. `max_num_seqs` is the engine's batch. A row may take
+    as many deaths is quarantined. Whole runs that ended without a word lead to small company too,
+    but to no more than that. `max_num_seqs` is the engine's batch. A row may take
     `row_seconds`, and `token_seconds` for each token of its longest completion, and for every ten
     of its prompt.
     """
@@ -50,9 +51,10 @@ class Rules:
         no accident does that, and each try takes as long as the deadline is.
         """
         needed = self.max_crashes + (others + 1).bit_length() - 1
-        if deaths.alone < (1 if deaths.code == DEADLINE else needed):
+        if deaths.alone < needed and not deaths.late_alone:
             return None
-        times = f"{deaths.total} attempts, {deaths.alone} of them with no other row to suspect"
+        alone = deaths.alone + deaths.late_alone
+        times = f"{deaths.total} attempts, {alone} of them with no other row to suspect"
         return RowError(deaths.code, f"{deaths.message} ({times})")
 
     def company(self, deaths: Deaths) -> int | None:
@@ -61,6 +63,7 @@ class Rules:
         if deaths.ooms:
             size = max(1, self.max_num_seqs >> deaths.ooms)
         suspicion = deaths.crashes + self.max_crashes * deaths.deadlines
+        suspicion = max(suspicion, min(deaths.lost, self.max_crashes))
         if suspicion >= self.max_crashes:
             small = 1 if suspicion > self.max_crashes else _SMALL_COMPANY
             size = small if size is None else min(size, small)

@@ -66,11 +66,36 @@ def test_who_is_alone_is_the_only_suspect(store: Store) -> None:
 def test_the_last_word_names_cause_and_rows(store: Store) -> None:
     record = AttemptRecord(store, "actor")
     record.begin(["a", "b"])
-    record.died(Failure("out_of_memory", "no room", ("b",)))
+    record.died(Failure("out_of_memory", "no room", ("b",), alone=True))
     record = AttemptRecord(store, "actor")
     assert record.deaths("a").total == 0
     assert record.deaths("b") == Deaths(ooms=1, alone=1, code="out_of_memory", message="no room")
     assert record.full_ooms == 1
+
+
+def test_one_of_many_that_is_late_is_a_suspect_and_no_more(store: Store) -> None:
+    record = AttemptRecord(store, "actor")
+    record.begin(["a", "b"])
+    record.died(Failure("deadline", "late", ("a",)))
+    record = AttemptRecord(store, "actor")
+    assert (record.deaths("a").deadlines, record.deaths("a").late_alone) == (1, 0)
+    assert RULES.verdict(record.deaths("a")) is None and RULES.company(record.deaths("a")) == 8
+    record.died(Failure("deadline", "late", ("a",), alone=True))
+    record = AttemptRecord(store, "actor")
+    assert (record.deaths("a").alone, record.deaths("a").late_alone) == (0, 1)
+    assert RULES.verdict(record.deaths("a")) is not None
+
+
+def test_a_row_that_is_there_twice_dies_once(store: Store) -> None:
+    """As when Ray runs a call again in the same process."""
+    record = AttemptRecord(store, "actor")
+    record.begin(["a"])
+    record.begin(["a"])
+    record = AttemptRecord(store, "actor")
+    assert (record.deaths("a").total, record.deaths("a").alone) == (1, 1)
+    record.begin(["a", "b"])
+    record.died(Failure("crashed", "broke", ("a", "b", "a")))
+    assert AttemptRecord(store, "actor").deaths("a").total == 2
 
 
 def test_loads_count_until_one_works(store: Store) -> None:
@@ -91,6 +116,29 @@ def test_the_next_run_knows_what_all_actors_saw(store: Store) -> None:
     assert {key: deaths.total for key, deaths in again.rows.items()} == {"a": 2, "c": 1}
     clear(store)
     assert store.names("", FOLDER) == [] and fold(store, nothing_is_done) == History()
+
+
+def test_a_cluster_that_is_killed_again_and_again_makes_no_row_guilty(store: Store) -> None:
+    """Runs come to the same rows in the same order, so the same one is there each time."""
+    for i in range(9):
+        earlier = fold(store, nothing_is_done)
+        record = AttemptRecord(store, f"run{i}-x", earlier)
+        deaths = record.deaths("a")
+        assert RULES.verdict(deaths, record.other_deaths("a")) is None
+        assert (deaths.lost, deaths.total, deaths.alone) == (i, i, 0)
+        record.begin(["a"])
+        record.alone(["a"])
+
+
+def test_a_row_that_kills_its_actor_is_guilty_also_where_drivers_are_killed(store: Store) -> None:
+    for i in range(2):
+        earlier = fold(store, nothing_is_done)
+        AttemptRecord(store, f"run{i}-x", earlier).begin(["a"])
+        record = AttemptRecord(store, f"run{i}-x", earlier)  # the actor is restarted
+        record.begin(["a"])  # and its driver killed
+    deaths = fold(store, nothing_is_done).rows["a"]
+    assert (deaths.crashes, deaths.lost, deaths.alone) == (2, 2, 2)
+    assert RULES.verdict(deaths) is not None
 
 
 def test_a_crash_while_folding_counts_nothing_twice(store: Store) -> None:
@@ -123,7 +171,12 @@ def test_a_run_that_was_told_to_stop_blames_nobody(store: Store) -> None:
         (Deaths(crashes=2, ooms=2), 4, False),
         (Deaths(deadlines=1, code="deadline"), 8, False),
         (Deaths(deadlines=2, code="deadline"), 1, False),
-        (Deaths(deadlines=3, alone=1, code="deadline"), 1, True),
+        (Deaths(deadlines=3, late_alone=1, code="deadline"), 1, True),
+        # A kill while it was alone, then a deadline that was another's.
+        (Deaths(crashes=1, deadlines=1, alone=1, code="deadline"), 1, False),
+        (Deaths(lost=1), None, False),
+        (Deaths(lost=9), 8, False),
+        (Deaths(lost=2, crashes=3), 1, False),
     ],
 )
 def test_suspicion_grows_with_deaths(deaths: Deaths, company: int | None, guilty: bool) -> None:
@@ -137,7 +190,7 @@ def test_in_a_world_of_accidents_more_is_asked_for() -> None:
         deaths = Deaths(crashes=9, alone=alone, code="crashed")
         assert RULES.verdict(deaths, others) is not None
         assert RULES.verdict(replace(deaths, alone=alone - 1), others) is None
-    late = Deaths(deadlines=3, alone=1, code="deadline")
+    late = Deaths(deadlines=3, late_alone=1, code="deadline")
     assert RULES.verdict(late, 99) is not None
 
 

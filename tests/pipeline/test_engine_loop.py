@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 
@@ -142,6 +143,48 @@ def test_a_death_names_the_rows_that_were_inside() -> None:
     assert notes.dead.wait(timeout=30)
     failure = Failure("crashed", "the engine died: RuntimeError: broke", ("aa", "bb"))
     assert notes.failure == failure
+
+
+class Late(Notes):
+    """Rows may take as long as the number in their name says."""
+
+    def watched(self, requests: Sequence[Request], running: Sequence[Watched]) -> list[Watched]:
+        now = time.monotonic()
+        return [Watched(r.key, now, float(r.key.split()[1])) for r in requests]
+
+
+class Endless(StandInEngine):
+    """It goes on, but these rows do not end; the others do."""
+
+    def step(self) -> list[Completion]:
+        time.sleep(0.001)
+        self._made += 1
+        while self._waiting:
+            handle, request = self._waiting.popleft()
+            self._running[handle] = (request, [])
+        done = [h for h, (r, _) in self._running.items() if r.key.startswith("short")]
+        return [self._complete(h, self._running.pop(h)[0], [97]) for h in done]
+
+
+@pytest.mark.parametrize(
+    ("names", "alone"),
+    [
+        (["slow 0.05"], True),
+        (["slow 0.05", "slower 1e9"], False),
+        # Late when it is the last one, but not for itself.
+        (["slow 0.05", "short 1e9"], False),
+    ],
+)
+def test_only_a_row_that_had_the_engine_to_itself_is_late_alone(
+    names: list[str], alone: bool
+) -> None:
+    notes = Late()
+    loop = EngineLoop(lambda: Endless(StandIn()), None, notes, watch_seconds=0.01)
+    loop.submit([(request(name), None) for name in names])
+    assert notes.dead.wait(timeout=30)
+    assert notes.failure is not None
+    assert (notes.failure.rows, notes.failure.alone) == (("slow 0.05",), alone)
+    assert notes.failure.message.endswith("it does not end")
 
 
 def test_many_futures_are_one() -> None:

@@ -28,7 +28,7 @@ from pipeline.oversight import Oversight
 from pipeline.prepare import Prepare
 from pipeline.progress import Tracker, Watch, ratio
 from pipeline.quarantine import Rules
-from pipeline.reasons import is_shrunk, is_without_device, reason_of
+from pipeline.reasons import is_shrunk, is_stalled, is_without_device, reason_of
 from pipeline.shared import Shared, ToBoard
 from pipeline.sink import CommittedFile, ResultSink
 from pipeline.stages import Detokenize, Tokenize
@@ -64,6 +64,8 @@ def decode(
     """
     rows, measured = sum(chunk.rows for chunk in chunks), measured_speed(job.store)
     choices = Choices(job.store)
+    forgotten = ledger  # rows that are tried again begin anew, and are remembered from then on
+    ledger = _that_counts(job, ledger)
     with connected(job.config.actors) as cluster:
         launched = 1
         while True:
@@ -71,7 +73,7 @@ def decode(
             if launched == 1:
                 begin()
             board = ToBoard(ray.remote(num_cpus=0)(Board).remote(layout.actors))
-            safety = _safety(job, ledger, board)
+            safety = _safety(job, forgotten, board)
             try:
                 before = tracker.decoding_seconds
                 files = _execute(job, chunks, ledger, layout, board, safety, tracker, reused)
@@ -80,6 +82,8 @@ def decode(
                 note_stop(job.store, safety.run)
                 raise
             except Exception as error:
+                if not is_stalled(error):  # else a row may be the reason
+                    note_stop(job.store, safety.run)
                 if launched == _LAUNCHES or not _has_others(error, board):
                     raise PipelineError(
                         f"the run stopped: {reason_of(error)}. What is committed stays; run the "
@@ -87,14 +91,18 @@ def decode(
                     ) from error
             finally:
                 choices.keep(board.explanations())
-            note_stop(job.store, safety.run)
             launched += 1
-            ledger = read_ledger(job.store, job.config.id_column)
-            ledger = ledger.only_ok() if job.config.retry_failed else ledger
+            ledger = _that_counts(job, read_ledger(job.store, job.config.id_column))
+            forgotten = ledger
             cluster = Cluster.now(cluster.local)
     clear(job.store)
     tokens = sum(file.completion_tokens for file in files)
     return ratio(tokens, tracker.decoding_seconds - before) or 0.0
+
+
+def _that_counts(job: Job, ledger: Ledger) -> Ledger:
+    """The rows that are not decoded again."""
+    return ledger.only_ok() if job.config.retry_failed else ledger
 
 
 def _has_others(error: Exception, board: ToBoard) -> bool:
@@ -129,9 +137,9 @@ def _execute(
     return sink.files
 
 
-def _safety(job: Job, ledger: Ledger, board: ToBoard) -> Safety:
+def _safety(job: Job, forgotten: Ledger, board: ToBoard) -> Safety:
     """What actors are told of the past, and of what to do when they die."""
-    config, committed = job.config, ledger.keys()
+    config, committed = job.config, forgotten.keys()
 
     def is_done(key: str) -> bool:
         return bool(committed.contains(as_keys([bytes.fromhex(key)]))[0])

@@ -24,6 +24,11 @@ def is_shrunk(error: BaseException) -> bool:
     return any(isinstance(found, Shrunk) for found in chain_of(error))
 
 
+def is_stalled(error: BaseException) -> bool:
+    """Whether the execution was ended because nothing moved any more."""
+    return any(isinstance(found, Stalled) for found in chain_of(error))
+
+
 def is_without_device(error: BaseException) -> bool:
     """Whether an actor has given up because its GPU is lost."""
     return NoDeviceError.__name__ in reason_of(error)

@@ -133,7 +133,7 @@ def _run(job: Job, scan: Scan, lease: Lease, tracker: Tracker, started: str) -> 
     with start.no_mistakes_after():
         if pending:
             chunks = [part.chunk for part, _ in pending]
-            speed = decode(job, chunks, done, tracker, total - todo, start.begin)
+            speed = decode(job, chunks, ledger, tracker, total - todo, start.begin)
             if config.allow_bad_shards:
                 scan = scan.without_lost(chunks)
                 total = scan.rows

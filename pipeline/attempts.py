@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from pipeline.errors import CRASHED, DEADLINE, OUT_OF_MEMORY
@@ -94,14 +94,18 @@ class History:
 
 @dataclass(slots=True)
 class State:
-    """What one actor's object holds."""
+    """What one actor's object holds.
+
+    `full` has the rows of each batch under no suspicion that ran out of memory, but for those
+    batches that held a guilty row.
+    """
 
     in_flight: list[str] = field(default_factory=list)
     alone: list[str] | None = None
     failure: dict[str, Any] | None = None
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     loads: int = 0
-    full_ooms: int = 0
+    full: list[list[str]] = field(default_factory=list)
     deaths: int = 0
     explained: int = 0
     guilty: list[str] = field(default_factory=list)
@@ -118,12 +122,17 @@ class State:
         if self.failure is not None:
             failure = Failure(**{**self.failure, "rows": tuple(self.failure["rows"])})
             if failure.code == OUT_OF_MEMORY and self.alone is None:
-                self.full_ooms += 1
+                self.full.append(list(failure.rows))
         self.deaths += bool(failure.rows)
         for key in dict.fromkeys(failure.rows):  # Ray may run a call twice in one process
             known = self.known(key, earlier)
             self.rows[key] = asdict(known.plus_lost() if lost else known.plus(failure))
         self.in_flight, self.alone, self.failure = [], None, None
+
+    def blame(self, key: str) -> None:
+        """It was this row."""
+        self.guilty.append(key)
+        self.full = [rows for rows in self.full if key not in rows]
 
     def known(self, key: str, earlier: Mapping[str, Deaths]) -> Deaths:
         """What is known of a row."""
@@ -167,8 +176,11 @@ class AttemptRecord:
 
     @property
     def full_ooms(self) -> int:
-        """How often a batch of rows that were under no suspicion ran out of memory."""
-        return self._state.full_ooms
+        """How often a batch of rows that were under no suspicion ran out of memory.
+
+        Those that a guilty row explains say nothing of the batch.
+        """
+        return len(self._state.full)
 
     def deaths(self, key: str) -> Deaths:
         """What is known of a row."""
@@ -182,7 +194,7 @@ class AttemptRecord:
     def find_guilty(self, key: str) -> None:
         """This row is to blame for its deaths; it is not forgotten."""
         if key not in self._state.guilty:
-            self._change(lambda s: s.guilty.append(key))
+            self._change(lambda s: s.blame(key))
 
     def loaded(self) -> None:
         """The engine is there."""
@@ -224,5 +236,6 @@ class AttemptRecord:
 
 
 def parse_state(data: bytes) -> State:
-    """An object's content."""
-    return State(**json.loads(data))
+    """An object's content, of this version or of an older one that left it behind."""
+    names = {f.name for f in fields(State)}
+    return State(**{name: value for name, value in json.loads(data).items() if name in names})

@@ -19,11 +19,25 @@ _PROMPT_TOKENS_A_STEP = 10
 # torch raises a plain RuntimeError for most of them.
 _STICKY = (
     "cuda error",
+    "cuda driver error",
     "cublas",
     "cudnn",
     "device-side assert",
     "illegal memory access",
+    "an illegal instruction",
+    "misaligned address",
     "unspecified launch failure",
+    "uncorrectable ecc",
+    "busy or unavailable",
+)
+# Likewise: torch has an exception of its own for memory on GPUs alone, and not in all of its parts.
+_MEMORY = (
+    "out of memory",
+    "not enough memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "status_alloc_failed",
+    "bad_alloc",
 )
 
 
@@ -85,7 +99,7 @@ def code_of(error: BaseException) -> str:
     """What kind of death an exception means: `out_of_memory` or `crashed`."""
     name, text = type(error).__name__, str(error).lower()
     memory = isinstance(error, MemoryError) or name == "OutOfMemoryError"
-    return OUT_OF_MEMORY if memory or "out of memory" in text else CRASHED
+    return OUT_OF_MEMORY if memory or any(s in text for s in _MEMORY) else CRASHED
 
 
 def describe(error: BaseException) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from admg.config import SamplingParams
 from admg.request import Request
@@ -71,6 +73,27 @@ def test_the_last_word_names_cause_and_rows(store: Store) -> None:
     assert record.deaths("a").total == 0
     assert record.deaths("b") == Deaths(ooms=1, alone=1, code="out_of_memory", message="no room")
     assert record.full_ooms == 1
+
+
+def test_times_without_memory_that_a_guilty_row_explains_do_not_count(store: Store) -> None:
+    record = AttemptRecord(store, "actor")
+    for rows in (("a", "huge"), ("b", "huge"), ("a", "b")):
+        record.died(Failure("out_of_memory", "no room", rows))
+        record = AttemptRecord(store, "actor")
+    assert record.full_ooms == 3
+    record.find_guilty("huge")
+    assert record.full_ooms == 1
+    assert AttemptRecord(store, "actor").full_ooms == 1
+
+
+def test_a_record_of_another_version_is_read(store: Store) -> None:
+    AttemptRecord(store, "run1-x").begin(["a"])
+    name = f"{FOLDER}/run1-x.json"
+    failure = {"code": "out_of_memory", "message": "no room", "rows": ["a"]}
+    old = json.loads(store.read(name)) | {"full_ooms": 1, "failure": failure}
+    del old["full"]
+    store.write(name, json.dumps(old).encode())
+    assert fold(store, nothing_is_done).rows["a"].ooms == 1
 
 
 def test_one_of_many_that_is_late_is_a_suspect_and_no_more(store: Store) -> None:
@@ -229,10 +252,44 @@ def test_a_batch_is_smaller_after_its_second_time_without_memory() -> None:
             "the GPU's state is lost: RuntimeError: CUDA error: device-side assert triggered",
         ),
         (ValueError(""), "crashed", "the engine died: ValueError: no message"),
+        (
+            RuntimeError("CUDA driver error: misaligned address"),
+            "crashed",
+            "the GPU's state is lost: RuntimeError: CUDA driver error: misaligned address",
+        ),
+        (
+            RuntimeError("uncorrectable ECC error encountered"),
+            "crashed",
+            "the GPU's state is lost: RuntimeError: uncorrectable ECC error encountered",
+        ),
+        (
+            RuntimeError("all CUDA-capable devices are busy or unavailable"),
+            "crashed",
+            "the GPU's state is lost: RuntimeError: all CUDA-capable devices are busy or "
+            "unavailable",
+        ),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"),
+            "out_of_memory",
+            "the engine died: RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling "
+            "`cublasCreate`",
+        ),
+        (
+            RuntimeError("std::bad_alloc"),
+            "out_of_memory",
+            "the engine died: RuntimeError: std::bad_alloc",
+        ),
     ],
 )
 def test_what_an_exception_means(error: Exception, code: str, words: str) -> None:
     assert (code_of(error), describe(error)) == (code, words)
+
+
+def test_what_torch_says_without_memory() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert code_of(caught.value) == "out_of_memory"
+    assert code_of(torch.OutOfMemoryError("CUDA: no room")) == "out_of_memory"
 
 
 def test_rows_wait_for_whoever_is_there_already() -> None:

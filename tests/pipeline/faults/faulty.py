@@ -35,8 +35,11 @@ def times(folder: Path | str, what: str) -> int:
     return len(list(Path(folder).glob(f"{what}-*")))
 
 
-class OutOfMemoryError(RuntimeError):
-    """Named as torch names it."""
+def run_out_of_memory() -> None:
+    """As torch does on CPUs."""
+    import torch
+
+    torch.empty(2**60, dtype=torch.uint8)
 
 
 class FaultyEngine(StandInEngine):
@@ -51,10 +54,8 @@ class FaultyEngine(StandInEngine):
             self._strike(request)
         done = super().step()
         f = self._faults
-        if len(self._running) > f.memory_rows:
-            raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        if f.ooms and happens(f.folder, "oom", f.ooms):
-            raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        if len(self._running) > f.memory_rows or (f.ooms and happens(f.folder, "oom", f.ooms)):
+            run_out_of_memory()
         if f.sticky and happens(f.folder, "sticky", f.sticky):
             raise RuntimeError("CUDA error: an illegal memory access was encountered\nhint")
         return done
@@ -70,7 +71,7 @@ class FaultyEngine(StandInEngine):
         if RAISE in text:
             raise RuntimeError("the stand-in's matmul broke")
         if HUGE in text:
-            raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            run_out_of_memory()
         if HANG in text:
             time.sleep(3600)
 

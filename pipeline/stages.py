@@ -14,10 +14,11 @@ import pyarrow.compute as pc
 
 from admg.config import SamplingParams
 from pipeline.config import PromptConfig
-from pipeline.errors import BAD_PARAMETER, RowError
+from pipeline.errors import BAD_PARAMETER, PROMPT_INVALID, RowError
 from pipeline.factory import EngineFactory, TokenizerLike
 from pipeline.parameters import laws_of, parameters_in
 from pipeline.prompts import PromptEncoder
+from pipeline.retry import one_line
 from pipeline.schema import (
     COMPLETION,
     ERROR_CODE,
@@ -58,7 +59,7 @@ class Tokenize:
         errors = errors_of(table)
         token_ids: list[list[int]] = [[] for _ in prompts]
         for room, rows in self._by_room(table, errors).items():
-            found = self._encoder.within(room).encode([prompts[i] for i in rows])
+            found = _encoded(self._encoder.within(room), [prompts[i] for i in rows])
             for i, encoded in zip(rows, found, strict=True):
                 if isinstance(encoded, RowError):
                     errors[i] = encoded
@@ -87,6 +88,22 @@ class Tokenize:
             else:
                 rooms.setdefault(room, []).append(i)
         return rooms
+
+
+def _encoded(encoder: PromptEncoder, prompts: list[str]) -> list[list[int] | RowError]:
+    """What the encoder makes of each prompt; an error for those that its tokenizer raises at.
+
+    Ray would start a call that raises again and again. A tokenizer in Rust that panics raises what
+    is no Exception.
+    """
+    try:
+        return encoder.encode(prompts)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        if len(prompts) > 1:
+            return [encoded for prompt in prompts for encoded in _encoded(encoder, [prompt])]
+        return [RowError(PROMPT_INVALID, f"the tokenizer refuses the prompt: {one_line(error)}")]
 
 
 class Detokenize:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from pipeline.schema import (
     output_schema,
 )
 from pipeline.stages import Detokenize, Tokenize
-from tests.pipeline.standin import POISON, REFUSED, StandIn, StandInEngine, expected
+from tests.pipeline.standin import POISON, REFUSED, ByteTokenizer, StandIn, StandInEngine, expected
 
 RAW = PromptConfig()
 SAMPLING = SamplingParams(max_tokens=12)
@@ -92,6 +93,35 @@ def test_tokenize_carries_errors_and_adds_its_own() -> None:
     assert table["error_code"].to_pylist() == [None, "prompt_null", "prompt_too_long", None, None]
     assert [len(ids) for ids in table[PROMPT_TOKEN_IDS].to_pylist()] == [6, 0, 0, 9, 5]
     assert PROMPT not in table.column_names
+
+
+class Panic(BaseException):
+    """As pyo3's PanicException, which is no Exception."""
+
+
+class Choosy(ByteTokenizer):
+    def encode(self, texts: Sequence[str], special: bool) -> list[list[int]]:
+        if any("odd" in text for text in texts):
+            raise ValueError("no such token\nadvice")
+        if any("panic" in text for text in texts):
+            raise Panic("index out of range")
+        return super().encode(texts, special)
+
+
+class ChoosyStandIn(StandIn):
+    def tokenizer(self) -> ByteTokenizer:
+        return Choosy()
+
+
+def test_a_prompt_that_the_tokenizer_raises_at_is_an_error_row() -> None:
+    rows = pa.table({"id": [1, 2, 3, 4], "prompt": ["a", "odd", "panic", "b"]})
+    table = Tokenize(ChoosyStandIn(), RAW, 388)(Prepare("id", (), RAW)(rows))
+    assert table["error_code"].to_pylist() == [None, "prompt_invalid", "prompt_invalid", None]
+    assert table["error_message"].to_pylist()[1:3] == [
+        "the tokenizer refuses the prompt: no such token",
+        "the tokenizer refuses the prompt: index out of range",
+    ]
+    assert table[PROMPT_TOKEN_IDS].to_pylist() == [[256, 97], [], [], [256, 98]]
 
 
 def test_chat_prompts_go_through_the_chat_template() -> None:

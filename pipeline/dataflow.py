@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.audit import Audit
 from pipeline.blocks import measured_speed
@@ -72,7 +73,7 @@ def decode(
             layout = layout_of(job.config, rows, cluster, launched > 1, measured)
             if launched == 1:
                 begin()
-            board = ToBoard(ray.remote(num_cpus=0)(Board).remote(layout.actors))
+            board = _board(layout.actors)
             safety = _safety(job, forgotten, board)
             try:
                 before = tracker.decoding_seconds
@@ -98,6 +99,13 @@ def decode(
     clear(job.store)
     tokens = sum(file.completion_tokens for file in files)
     return ratio(tokens, tracker.decoding_seconds - before) or 0.0
+
+
+def _board(actors: int) -> ToBoard:
+    """A board on the driver's machine, for no other machine's end must take it; it comes back."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board = ray.remote(num_cpus=0, max_restarts=-1)(Board)
+    return ToBoard(board.options(scheduling_strategy=here).remote(actors))
 
 
 def _that_counts(job: Job, ledger: Ledger) -> Ledger:

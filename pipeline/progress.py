@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -13,6 +15,8 @@ from pipeline.counters import Counters, Reading
 
 Phase = Literal["checking", "starting", "decoding", "finishing"]
 _ROWS_FOR_A_PACE = 8
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,7 @@ def ratio(numerator: float, denominator: float) -> float | None:
 class Tracker:
     """Turns counters into `Progress` and hands it to callbacks, from one thread at a time.
 
+    What a callback raises is logged once: progress is not worth a run.
     `decoding_seconds` is the time from the first loaded model to the last reading.
     """
 
@@ -60,6 +65,7 @@ class Tracker:
         self._began = time.monotonic()
         self.decoding_seconds = 0.0
         self._lock = threading.Lock()
+        self._failed = False
         self._latest = Progress()
         self._reading = self._before = Reading(0, Counters(), 0.0)
 
@@ -118,7 +124,12 @@ class Tracker:
     def _show(self, progress: Progress) -> None:
         self._latest = replace(progress, seconds=self.seconds)
         for callback in self._callbacks:
-            callback(self._latest)
+            try:
+                callback(self._latest)
+            except Exception:  # as where a terminal is gone
+                if not self._failed:
+                    _log.warning("progress cannot be shown", exc_info=True)
+                self._failed = True
 
 
 def _rate(count: int, seconds: float) -> float:
@@ -165,12 +176,16 @@ class Watch:
     def _poll(self) -> None:
         import ray
 
-        stopped = False
+        stopped, began = False, math.inf
         while not stopped:
             stopped = self._stop.wait(self._every)  # a last reading follows the end
-            # The board may die with its node; progress is not worth a run.
+            # The board may die, and comes back empty until the actors have told it all again.
             with suppress(ray.exceptions.RayError):
-                reading = ray.get(self._board.read.remote(), timeout=5)
-                self._tracker.update(reading, self._reused)
+                reading: Reading = ray.get(self._board.read.remote(), timeout=5)
+                if reading.actors:
+                    now = time.monotonic()
+                    began = min(began, now - reading.seconds)
+                    reading = replace(reading, seconds=now - began)
                 if self._tell is not None:
                     self._tell(reading)
+                self._tracker.update(reading, self._reused)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 import pipeline.dataflow
 from pipeline.attempts import AttemptRecord, Failure
+from pipeline.counters import Counters, Reading
+from pipeline.dataflow import _board
 from pipeline.errors import DEADLINE, PipelineError, StorageError
 from pipeline.history import fold, prepare_folder
 from pipeline.job import Job
 from pipeline.keys import row_key
 from pipeline.oversight import Stalled
+from pipeline.progress import Progress, Tracker, Watch
 from pipeline.run import run
 from pipeline.storage import Store
 from tests.pipeline.faults.oracle import check_output, config_of, prompts
@@ -52,6 +58,49 @@ def test_a_run_that_ends_by_itself_blames_nobody_unless_it_stalled(
     with pytest.raises(PipelineError):
         run(config, engine_factory=StandIn())
     assert set(fold(prepared(config.output), lambda _: False).rows) == suspects
+
+
+class Told:
+    """Whoever wants signs of life."""
+
+    def __init__(self) -> None:
+        self.readings: list[Reading] = []
+
+    def __call__(self, reading: Reading) -> None:
+        self.readings.append(reading)
+
+    @property
+    def rows(self) -> int:
+        return max((reading.counters.rows for reading in self.readings), default=0)
+
+    def wait_for(self, rows: int) -> None:
+        while self.rows < rows:
+            time.sleep(0.01)
+
+
+@pytest.mark.timeout(60)
+def test_a_board_that_dies_and_a_callback_that_raises_cost_no_sign_of_life(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    board, told = _board(1), Told()
+
+    def show(_: Progress) -> None:
+        raise BrokenPipeError("the terminal is gone")
+
+    tracker = Tracker(show)
+    tracker.phase("starting", rows_total=9)
+    with Watch(board.board, tracker, 0, told, every=0.02):
+        board("actor/1", Counters(rows=1))
+        told.wait_for(1)
+        ray.kill(board.board, no_restart=False)
+        for rows in count(2):
+            board("actor/1", Counters(rows=rows))
+            if told.rows > 1:
+                break
+            time.sleep(0.05)
+        seconds = [reading.seconds for reading in told.readings if reading.actors]
+    assert seconds == sorted(seconds)
+    assert caplog.messages.count("progress cannot be shown") == 1
 
 
 def test_rows_that_are_tried_again_begin_anew(tmp_path: Path) -> None:

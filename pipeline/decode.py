@@ -72,13 +72,15 @@ class Decode:
     ) -> None:
         self._explain = explain
         self._factory, self._sampling, self._report = factory, sampling, report
-        self._name, restarted = identity()
+        self._identity = identity()
+        self._name = self._identity.name
         self._safety, self._audit = safety, audit or Audit()
         self._record = None if safety is None else safety.record(self._name)
         if safety is None or self._record is None:
             self._loop = load(self._new_loop)
         else:
             others = partial(safety.others_go_on, self._name)
+            restarted = self._identity.restarted
             self._loop = load(self._new_loop, restarted, self._record.loads, others)
             self._record.loaded()
 
@@ -98,7 +100,8 @@ class Decode:
             return self._factory.build(batch) if smaller else self._factory.build()
 
         every = min(1.0, rules.row_seconds / 4)
-        return EngineLoop(build, report, ActorGuard(self._record, rules), every, batch)
+        guard = ActorGuard(self._record, rules, hard=self._identity.in_ray)
+        return EngineLoop(build, report, guard, every, batch)
 
     async def __call__(self, table: pa.Table) -> AsyncIterator[pa.Table]:
         """Decode the rows of a call; they come back in their order, once each."""

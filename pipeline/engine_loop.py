@@ -32,6 +32,9 @@ class Guard(Protocol):
     def watched(self, requests: Sequence[Request], running: Sequence[Watched]) -> list[Watched]:
         """How long each of these sequences may take, beside those that run or wait already."""
 
+    def expect(self, seconds: float | None) -> None:
+        """This is called again long before these seconds are over, or the engine hangs."""
+
     def alone(self, keys: Sequence[str] | None) -> None:
         """From now on the engine holds only these sequences; None: whatever comes."""
 
@@ -231,6 +234,7 @@ class EngineLoop:
             self._running[-1] = (entry, watched)
             handle = engine.submit(entry.request)
             self._running[handle] = self._running.pop(-1)
+        self._expect()
 
     def _finish(self, completion: Completion) -> None:
         entry, _ = self._running.pop(completion.handle)
@@ -244,10 +248,16 @@ class EngineLoop:
         if made != self._made:
             self._made, self._moved = made, time.monotonic()
 
+    def _expect(self) -> None:
+        if self._guard is not None:
+            rows = [row.seconds for _, row in list(self._running.values())]
+            self._guard.expect(max(rows, default=None))
+
     def _check(self) -> bool:
         """The watchdog's question; whether it should be asked again."""
         if self._death is not None:
             return False
+        self._expect()
         watched = [row for _, row in list(self._running.values())]
         moved, now = self._moved, time.monotonic()
         late = overdue(watched, moved, now)

@@ -7,6 +7,7 @@ record of attempts (`attempts`) tells the new process what has happened.
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import sys
 import time
@@ -27,6 +28,9 @@ _TRIES = 2
 _PROCESSES = 3
 _PAUSE_SECONDS = 1.0
 _PARK_SECONDS = 60.0
+# More is no number for a timer.
+_LONGEST_SECONDS = 1e9
+_STDERR = 2
 
 
 class Others(Protocol):
@@ -81,10 +85,15 @@ class Safety:
 
 @dataclass(frozen=True, slots=True)
 class ActorGuard:
-    """The engine's death is the process's; the record gets the last word."""
+    """The engine's death is the process's; the record gets the last word.
+
+    With `hard`, a process whose threads all stand still ends too, and then without a word: native
+    code that hangs may hold Python's lock, and the watchdog with it.
+    """
 
     record: AttemptRecord
     rules: Rules
+    hard: bool = False
 
     def watched(self, requests: Sequence[Request], running: Sequence[Watched]) -> list[Watched]:
         """The rows' deadlines, from now; each may have to wait for any of the others."""
@@ -97,12 +106,26 @@ class ActorGuard:
             Watched(r.key, now, seconds, waits) for r, seconds in zip(requests, own, strict=True)
         ]
 
+    def expect(self, seconds: float | None) -> None:
+        """End the process where this is not called again in twice the time; None: never.
+
+        Twice, for the watchdog comes first wherever it can.
+        """
+        if not self.hard:
+            return
+        if seconds is None:
+            faulthandler.cancel_dump_traceback_later()
+        else:
+            later = min(2 * seconds, _LONGEST_SECONDS)
+            faulthandler.dump_traceback_later(later, exit=True, file=_STDERR)
+
     def alone(self, keys: Sequence[str] | None) -> None:
         """Put it on record before it is so."""
         self.record.alone(keys)
 
     def died(self, failure: Failure) -> NoReturn:
         """Leave."""
+        self.expect(None)  # the storage may take its time
         try:
             self.record.died(failure)
         finally:
@@ -153,12 +176,23 @@ def load(
         time.sleep(pause)
 
 
-def identity() -> tuple[str, bool]:
-    """This actor's id, which stays when it is restarted, and whether it was."""
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """This actor's id, which stays when it is restarted, and whether it was.
+
+    Outside of Ray it is the process's.
+    """
+
+    name: str
+    restarted: bool = False
+    in_ray: bool = False
+
+
+def identity() -> Identity:
+    """Who this is."""
     import ray
 
-    if not ray.is_initialized():
-        return str(os.getpid()), False
-    context = ray.get_runtime_context()
-    actor = context.get_actor_id()
-    return actor or str(os.getpid()), bool(actor and context.was_current_actor_reconstructed)
+    actor = ray.get_runtime_context().get_actor_id() if ray.is_initialized() else None
+    if not actor:
+        return Identity(str(os.getpid()))
+    return Identity(actor, ray.get_runtime_context().was_current_actor_reconstructed, in_ray=True)

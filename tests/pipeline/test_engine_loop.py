@@ -15,6 +15,7 @@ from pipeline.attempts import Failure
 from pipeline.decode import all_of
 from pipeline.engine_loop import EngineDied, EngineLoop
 from pipeline.watchdog import Watched
+from tests.pipeline.faults.processes import program
 from tests.pipeline.standin import StandIn, StandInEngine
 
 PARAMS = SamplingParams(max_tokens=12)
@@ -52,6 +53,9 @@ class Notes:
 
     def watched(self, requests: Sequence[Request], running: Sequence[Watched]) -> list[Watched]:
         return [Watched(request.key, 0.0, 1e12) for request in requests]
+
+    def expect(self, seconds: float | None) -> None:
+        pass
 
     def alone(self, keys: Sequence[str] | None) -> None:
         self.alone_calls.append(None if keys is None else tuple(keys))
@@ -143,6 +147,32 @@ def test_a_death_names_the_rows_that_were_inside() -> None:
     assert notes.dead.wait(timeout=30)
     failure = Failure("crashed", "the engine died: RuntimeError: broke", ("aa", "bb"))
     assert notes.failure == failure
+
+
+HOLDS_THE_LOCK = """
+import ctypes
+from pipeline.engine_loop import EngineLoop
+from pipeline.quarantine import Rules
+from pipeline.survival import ActorGuard
+from tests.pipeline.standin import StandIn, StandInEngine
+from tests.pipeline.test_engine_loop import request
+
+class Hanging(StandInEngine):
+    def step(self):
+        ctypes.PyDLL(None).sleep(3600)
+
+guard = ActorGuard(None, Rules(2, 16, 0.05, 0.01), hard=True)
+loop = EngineLoop(lambda: Hanging(StandIn()), None, guard, watch_seconds=0.01)
+loop.submit([(request("row"), None)])[0].result()
+"""
+
+
+@pytest.mark.timeout(60)
+def test_native_code_that_hangs_with_pythons_lock_ends_the_process() -> None:
+    with program(HOLDS_THE_LOCK) as process:
+        words, _ = process.communicate(timeout=50)
+    assert process.returncode == 1
+    assert "Timeout (" in words and "in step" in words
 
 
 class Late(Notes):

@@ -16,7 +16,7 @@ from admg.request import Completion, Request
 from tests.pipeline.standin import StandIn, StandInEngine
 
 EXIT, KILL, SEGV, RAISE = "DIE-EXIT", "DIE-KILL", "DIE-SEGV", "DIE-RAISE"
-HANG, ENDLESS, HUGE = "HANG-STEP", "NO-END", "HUGE-ROW"
+HANG, GRIP, ENDLESS, HUGE = "HANG-STEP", "HANG-LOCK", "NO-END", "HUGE-ROW"
 
 
 def happens(folder: str, what: str, times: int) -> bool:
@@ -74,6 +74,8 @@ class FaultyEngine(StandInEngine):
             run_out_of_memory()
         if HANG in text:
             time.sleep(3600)
+        if GRIP in text:
+            ctypes.PyDLL(None).sleep(3600)
 
 
 class EndlessEngine(FaultyEngine):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.run import run
-from tests.pipeline.faults.faulty import ENDLESS, HANG, HUGE, FaultyStandIn, times
+from tests.pipeline.faults.faulty import ENDLESS, GRIP, HANG, HUGE, FaultyStandIn, times
 from tests.pipeline.faults.oracle import check_output, config_of, prompts
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -20,6 +20,16 @@ def test_fault_07_a_row_that_hangs_misses_its_deadline(tmp_path: Path) -> None:
     run(config, engine_factory=FaultyStandIn(folder=str(tmp_path)))
     rows = check_output(config, table, {9: "deadline"})
     assert "the engine stands still" in rows[9]["error_message"]
+
+
+@pytest.mark.slow
+def test_fault_07_a_row_that_hangs_with_pythons_lock_is_found(tmp_path: Path) -> None:
+    """No thread of Python's can notice that, or say a last word."""
+    table = prompts(24, {9: GRIP})
+    config = config_of(tmp_path, table, max_crashes=1, **SHORT)
+    run(config, engine_factory=FaultyStandIn(folder=str(tmp_path)))
+    rows = check_output(config, table, {9: "crashed"})
+    assert "without a word" in rows[9]["error_message"]
 
 
 def test_fault_07_a_row_without_end_is_found_among_others_that_go_on(tmp_path: Path) -> None:

@@ -169,7 +169,7 @@ class ModelFactory:
         return longest
 
     def identity(self) -> dict[str, str]:
-        """Hashes of the checkpoint's small files and of its weights' names and sizes."""
+        """Hashes of the checkpoint's small files and of samples of its weights."""
         return dict(self.remote.identity) if self.remote else model_identity(self.path)
 
     def tokenizer(self) -> TokenizerLike:

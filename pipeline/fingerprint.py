@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from pipeline.config import RunConfig
+from pipeline.samples import Opener, Span, read_spans, spans_of
 
 # The first kind that is there: a checkpoint's other files of weights are never read.
 _WEIGHTS = ("*.safetensors", "*.gguf", "*.bin")
@@ -28,12 +29,15 @@ _TOKENIZER = (
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
+    "vocab.txt",
     "merges.txt",
+    "spiece.model",
+    "tekken.json",
     "chat_template.jinja",
     "chat_template.json",
 )
-_SAMPLES, _SAMPLE_BYTES = 32, 4096
-_AT_ONCE = 8
+# Of a bucket, each span of a file is a request: so many at once, those of a task one after another.
+_AT_ONCE, _SPANS_EACH = 16, 32
 # To be raised whenever the same settings begin to give another text, another row key or another
 # meaning of a column: noise, sampling, verification, templates, tokenising.
 _SEMANTICS = 1
@@ -111,12 +115,13 @@ def model_identity(path: str) -> dict[str, str]:
     return identity_of({f.name: partial(f.open, "rb") for f in folder.iterdir() if f.is_file()})
 
 
-def identity_of(files: Mapping[str, Callable[[], IO[Any]]]) -> dict[str, str]:
+def identity_of(files: Mapping[str, Opener]) -> dict[str, str]:
     """What a checkpoint is: its small files' content, and samples of its weights.
 
-    Weights are known by name, size, beginning, end and what stands at places between: training
-    changes all of a tensor, so that a model tuned from another does not pass for it. Where the
-    files lie does not count: a checkpoint has one identity in a bucket and on a disk.
+    Weights are known by their files' names and sizes and by a little of each tensor (see
+    `samples`), so that a model tuned from another does not pass for it, whatever part of it was
+    tuned. Where the files lie does not count: a checkpoint has one identity in a bucket and on a
+    disk.
 
     Args:
         files: for each name a function that opens the file for reading.
@@ -132,22 +137,23 @@ def identity_of(files: Mapping[str, Callable[[], IO[Any]]]) -> dict[str, str]:
 
     kinds = ([name for name in sorted(files) if fnmatch(name, kind)] for kind in _WEIGHTS)
     weights = next((names for names in kinds if names), [])
-    with ThreadPoolExecutor(_AT_ONCE) as pool:  # of a bucket, each sample is a request
-        samples = list(pool.map(lambda name: _sampled(name, files[name]), weights))
     return {
         "config": content(("config.json",)),
         "generation_config": content(("generation_config.json",)),
         "tokenizer": content(_TOKENIZER),
-        "weights": _digest([part for parts in samples for part in parts]),
+        "weights": _digest(_sampled({name: files[name] for name in weights})),
     }
 
 
-def _sampled(name: str, opener: Callable[[], IO[Any]]) -> list[bytes]:
-    with opener() as stream:
-        size = stream.seek(0, os.SEEK_END)
-        last = max(0, size - _SAMPLE_BYTES)
-        parts = [b"%s %d" % (name.encode(), size)]
-        for i in range(_SAMPLES):
-            stream.seek(last * i // (_SAMPLES - 1))
-            parts.append(bytes(stream.read(_SAMPLE_BYTES)))
-    return parts
+def _sampled(files: Mapping[str, Opener]) -> list[bytes]:
+    """Names, sizes and samples of files of weights, all in the order of the files."""
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        laid_out = list(pool.map(spans_of, files.values()))
+        tasks: list[tuple[Opener, list[Span]]] = []
+        parts = []
+        for (name, opener), (size, spans) in zip(files.items(), laid_out, strict=True):
+            parts.append(b"%s %d" % (name.encode(), size))
+            groups = range(0, len(spans), _SPANS_EACH)
+            tasks += [(opener, spans[i : i + _SPANS_EACH]) for i in groups]
+        samples = list(pool.map(lambda task: read_spans(*task), tasks))
+    return [*parts, *chain.from_iterable(samples)]

@@ -13,11 +13,10 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
 
 from pyarrow import fs
 
@@ -26,6 +25,7 @@ from pipeline.errors import StorageError
 from pipeline.fingerprint import identity_of, model_identity
 from pipeline.redaction import redacted
 from pipeline.retry import PATIENCE, Patience, one_line
+from pipeline.samples import Opener
 from pipeline.storage import resolve
 
 WEIGHTS = ".safetensors"
@@ -163,12 +163,12 @@ def _listed(uri: str) -> dict[str, int]:
     return {f.base_name: f.size for f in sorted(found, key=lambda f: f.path) if f.is_file}
 
 
-def _openers(uri: str, names: Iterable[str]) -> dict[str, Callable[[], IO[Any]]]:
+def _openers(uri: str, names: Iterable[str]) -> dict[str, Opener]:
     """A function for each file that opens it where it is, for reading at any place."""
     filesystem, root = resolve(uri)
     handler = getattr(filesystem, "handler", None)
 
-    def opener(name: str) -> Callable[[], IO[Any]]:
+    def opener(name: str) -> Opener:
         path = f"{root.rstrip('/')}/{name}"
         if isinstance(handler, fs.FSSpecHandler):
             # Without its cache, which would read megabytes around each sample.

@@ -18,7 +18,7 @@ from admg.checkpoint import OnLoad, load_dtype
 from admg.config import EngineConfig, SamplingParams
 from admg.engine import Engine
 from admg.families import ModelConfig, read_model_config
-from admg.memory import arena_size
+from admg.memory import arena_size, longest_of
 from admg.model import Transformer
 from admg.plan import check_count, check_layers
 from admg.request import Completion, Request
@@ -56,7 +56,9 @@ class LLM:
             on_load: is told, as weights come in, how many bytes there are of how many.
 
         Raises:
-            ValueError: a checkpoint, a dtype or a configuration that cannot be served, by name.
+            ValueError: a checkpoint, a dtype or a configuration that cannot be served, by name;
+                memory that does not hold one sequence of `max_model_len`, or of the model's own
+                length.
         """
         from transformers import AutoTokenizer
 
@@ -67,6 +69,7 @@ class LLM:
         shape = read_model_config(path)
         check_layers(engine.draft, shape.num_layers)
         check_count(engine.draft.drop, shape.num_layers)
+        engine = _whole(engine, shape)
         arena_size(shape, kind, device, engine)  # refused before weights are read
         low_bit = engine.draft.low_bit
         model = Transformer.load(path, dtype=kind, device=device, low_bit=low_bit, on_load=on_load)
@@ -108,8 +111,10 @@ def check_checkpoint(path: str | Path) -> ModelConfig:
 def longest_sequence(path: str | Path, engine: EngineConfig, dtype: str = "auto") -> int:
     """Tokens of the longest sequence that an engine on this checkpoint takes, weights unread.
 
-    For who plans a run elsewhere than where it decodes: free memory is not looked at, and "auto"
-    counts as bfloat16.
+    It is `max_model_len`, or the model's own: never what memory holds, for which prompts are cut or
+    refused must be the same wherever a job goes on. An engine whose memory does not hold one such
+    sequence is refused. For who plans a run elsewhere than where it decodes: free memory is not
+    looked at, and "auto" counts as bfloat16.
 
     Raises:
         ValueError: a checkpoint, lengths, layers to drop or a KV budget that do not go together,
@@ -121,7 +126,7 @@ def longest_sequence(path: str | Path, engine: EngineConfig, dtype: str = "auto"
     shape = read_model_config(path)
     check_layers(engine.draft, shape.num_layers)
     check_count(engine.draft.drop, shape.num_layers)
-    longest = arena_size(shape, kind, "cpu", engine).max_model_len
+    longest = arena_size(shape, kind, "cpu", _whole(engine, shape)).max_model_len
     draft = engine.draft
     if draft.drafter != "none" and draft.draft_tokens >= longest:
         raise ValueError(
@@ -129,3 +134,8 @@ def longest_sequence(path: str | Path, engine: EngineConfig, dtype: str = "auto"
             "longest sequence"
         )
     return longest
+
+
+def _whole(engine: EngineConfig, shape: ModelConfig) -> EngineConfig:
+    """With sequences as long as the model's, unless it is said how long they may be."""
+    return replace(engine, max_model_len=engine.max_model_len or longest_of(shape))

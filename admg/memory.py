@@ -1,7 +1,9 @@
 """How many KV slots the engine gets, from a budget in bytes.
 
 On CUDA the budget is what `gpu_memory_utilization` of the device leaves beside all that is there
-already (weights, drafts, others) and what passes, rounds and their graphs are known to need.
+already (weights, drafts, others) and what passes, rounds and their graphs are known to need. On the
+CPU it is a share of the free memory, or of all memory where one sequence needs more: the pages are
+only touched as sequences grow into them.
 """
 
 from __future__ import annotations
@@ -15,8 +17,7 @@ from admg.config import EngineConfig
 from admg.families import ModelConfig
 from admg.kv_arena import SLOT_GRAIN, bytes_per_slot
 
-# The share of the free memory taken on the CPU where no budget is given: the pages are only touched
-# as sequences grow into them.
+# The share of the memory taken on the CPU where no budget is given.
 CPU_SHARE = 0.25
 # What estimates without a device count on, of the memory that weights leave.
 CUDA_SHARE = 0.85
@@ -28,6 +29,11 @@ class ArenaSize:
 
     num_slots: int
     max_model_len: int
+
+
+def longest_of(model: ModelConfig) -> int:
+    """Tokens of the longest sequence that a model takes, whatever memory there is."""
+    return min(model.max_position_embeddings, model.sliding_window or model.max_position_embeddings)
 
 
 def arena_size(
@@ -47,9 +53,7 @@ def arena_size(
         ValueError: `max_model_len` beyond the model's positions or its attention window, or a
             budget that does not hold one sequence of that length, with the numbers.
     """
-    limit = min(
-        model.max_position_embeddings, model.sliding_window or model.max_position_embeddings
-    )
+    limit = longest_of(model)
     length = config.max_model_len or limit
     if length > limit:
         positions = limit == model.max_position_embeddings
@@ -58,13 +62,17 @@ def arena_size(
             f"max_model_len is {length}: it must be at most the model's {what}, {limit}"
         )
     per_slot = bytes_per_slot(model, dtype)
-    budget = config.kv_budget_bytes or _free_bytes(torch.device(device), config, reserved)
-    slots = budget // per_slot // SLOT_GRAIN * SLOT_GRAIN
     longest = -(-length // SLOT_GRAIN) * SLOT_GRAIN
+    budget = config.kv_budget_bytes
+    if budget is None:
+        budget = _free_bytes(torch.device(device), config, reserved, longest * per_slot)
+    slots = budget // per_slot // SLOT_GRAIN * SLOT_GRAIN
     if slots < (longest if config.max_model_len else SLOT_GRAIN):
         tokens = length if config.max_model_len else SLOT_GRAIN
         needed = (longest if config.max_model_len else SLOT_GRAIN) * per_slot
         right = f"at least {needed} for one sequence of {tokens} tokens, {per_slot} bytes each"
+        if slots >= SLOT_GRAIN:
+            right += f", or set max_model_len to {slots} or less: it is part of what the job is"
         if config.kv_budget_bytes is None and torch.device(device).type == "cuda":
             raise ValueError(
                 f"gpu_memory_utilization is {config.gpu_memory_utilization:g}, which leaves "
@@ -74,8 +82,12 @@ def arena_size(
     return ArenaSize(min(slots, longest * config.max_num_seqs), min(length, slots))
 
 
-def _free_bytes(device: torch.device, config: EngineConfig, reserved: int) -> int:
+def _free_bytes(device: torch.device, config: EngineConfig, reserved: int, one: int) -> int:
+    """What may be taken; `one` are the bytes of the longest sequence."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return max(int(total * config.gpu_memory_utilization) - (total - free) - reserved, 0)
-    return int(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * CPU_SHARE)
+    page = os.sysconf("SC_PAGE_SIZE") * CPU_SHARE
+    # What is free at this moment says nothing of which sequences the machine can hold.
+    least = min(one, int(os.sysconf("SC_PHYS_PAGES") * page))
+    return max(least, int(os.sysconf("SC_AVPHYS_PAGES") * page))

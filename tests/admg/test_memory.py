@@ -51,6 +51,24 @@ def test_a_share_that_leaves_nothing_is_refused_by_name(llama_checkpoint: Path) 
             EngineConfig(gpu_memory_utilization=share)
 
 
+@pytest.mark.parametrize("free", [0, 2**17, 2**30])
+def test_one_sequence_fits_a_machine_whatever_is_free_at_the_moment(
+    llama_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, free: int
+) -> None:
+    model = read_model_config(llama_checkpoint)
+    one = model.max_position_embeddings * bytes_per_slot(model, torch.float32)
+    sizes = {"SC_PAGE_SIZE": 1, "SC_AVPHYS_PAGES": free, "SC_PHYS_PAGES": 4 * one}
+    monkeypatch.setattr("admg.memory.os.sysconf", sizes.__getitem__)
+    config = EngineConfig(max_num_seqs=2, max_model_len=model.max_position_embeddings)
+    sequences = 2 if free == 2**30 else 1
+    size = arena_size(model, torch.float32, "cpu", config)
+    assert size.num_slots == sequences * model.max_position_embeddings == sequences * 512
+    sizes["SC_PHYS_PAGES"] = 2 * one
+    if free < one:
+        with pytest.raises(ValueError, match="or set max_model_len to 256 or less"):
+            arena_size(model, torch.float32, "cpu", config)
+
+
 def test_passes_are_measured_and_means_counted(
     llama_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from admg.config import EngineConfig
@@ -17,6 +18,7 @@ from admg.explanation import Explanation
 from admg.request import Completion, Request
 from admg.stats import EngineCounters
 from pipeline.config import Dtype, RunConfig
+from pipeline.day import asks_for_day, with_day
 from pipeline.fingerprint import model_identity
 from pipeline.made_for import MadeFor
 from pipeline.retry import Patience
@@ -80,12 +82,18 @@ class EngineFactory(Protocol):
 
 
 class ModelTokenizer:
-    """A transformers tokenizer in the shape that the stages use."""
+    """A transformers tokenizer in the shape that the stages use.
 
-    def __init__(self, path: str) -> None:
+    `date` is what a chat template that asks for the day is told (None: today).
+    """
+
+    def __init__(self, path: str, date: str | None = None) -> None:
         from transformers import AutoTokenizer
 
         self._tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        self._template: str | None = None  # the tokenizer's own
+        if date is not None:
+            self._template = with_day(self._tokenizer.get_chat_template(), date)
 
     def encode(self, texts: Sequence[str], special: bool) -> list[list[int]]:
         """Token ids of each text; `verbose` off, for over-long prompts are dealt with later."""
@@ -95,7 +103,10 @@ class ModelTokenizer:
     def chat(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """The chat template's text."""
         rendered = self._tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=True
+            list(messages),
+            chat_template=self._template,
+            tokenize=False,
+            add_generation_prompt=True,
         )
         return str(rendered)
 
@@ -113,6 +124,7 @@ class ModelFactory:
     `gpus` are those of an actor (None: not in one).
     `remote` is a model that was given by URI, as it was found; each machine copies it once.
     `made_for` is the model that it must be, if drafts were calibrated for one.
+    `date` is the day that chat templates are told, where the model's asks for it.
     """
 
     path: str
@@ -123,6 +135,7 @@ class ModelFactory:
     gpus: float | None = None
     remote: RemoteCheckpoint | None = None
     made_for: MadeFor | None = None
+    date: str | None = None
 
     @classmethod
     def of(cls, config: RunConfig) -> ModelFactory:
@@ -174,7 +187,11 @@ class ModelFactory:
 
     def tokenizer(self) -> TokenizerLike:
         """The checkpoint's tokenizer."""
-        return ModelTokenizer(self._folder(weights=False))
+        return ModelTokenizer(self._folder(weights=False), self.date)
+
+    def is_dated(self) -> bool:
+        """Whether the chat template asks for the day: its prompts are others tomorrow."""
+        return asks_for_day(Path(self._folder(weights=False)))
 
     def build(self, max_num_seqs: int | None = None) -> EngineLike:
         """Load the model. Ray leaves one thread to an actor; decoding wants its share of all."""

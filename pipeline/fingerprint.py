@@ -74,8 +74,16 @@ class Fingerprint:
         ]
 
 
-def fingerprint(config: RunConfig, model: Mapping[str, str]) -> Fingerprint:
-    """The fingerprint of a run with the model of this identity (see `model_identity`)."""
+def fingerprint(
+    config: RunConfig, model: Mapping[str, str], date: str | None = None
+) -> Fingerprint:
+    """The fingerprint of a run.
+
+    Args:
+        config: the run's.
+        model: the model's identity (see `model_identity`).
+        date: the day that its chat template is told, if it asks for it.
+    """
     draft = config.engine.draft
     fields: dict[str, Any] = {f"model.{name}": value for name, value in model.items()}
     fields |= {f"prompt.{name}": value for name, value in asdict(config.prompt).items()}
@@ -88,6 +96,8 @@ def fingerprint(config: RunConfig, model: Mapping[str, str]) -> Fingerprint:
         "engine.verification": draft.verification,
         "engine.semantics": _SEMANTICS,
     }
+    if date is not None:
+        fields["prompt.date"] = date
     if draft.verification != "shared":
         # Only shared noise makes the completion independent of what was drafted.
         drafting = asdict(draft)

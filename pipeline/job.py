@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import partial
+from typing import Any
 
 import pyarrow as pa
 
 from pipeline.config import RunConfig
-from pipeline.factory import EngineFactory
+from pipeline.factory import EngineFactory, ModelFactory
 from pipeline.fingerprint import Fingerprint, fingerprint
-from pipeline.ledger import check_same_job
+from pipeline.ledger import check_same_job, read_columns
+from pipeline.names import SUFFIX, FileName
 from pipeline.places import locate
 from pipeline.retry import Patience
 from pipeline.schema import output_schema
+from pipeline.sink import FINGERPRINT_KEY
 from pipeline.source import Source, open_source
 from pipeline.storage import Store
 
@@ -48,9 +53,30 @@ def check_job(config: RunConfig, factory: EngineFactory) -> Job:
             f"max_tokens is {config.sampling.max_tokens}: it must leave room for a prompt in the "
             f"model's {context} tokens"
         )
-    identity = fingerprint(config, factory.identity())
+    begun = _begun_with(store)
+    date = None
+    if config.prompt.mode == "chat" and isinstance(factory, ModelFactory) and factory.is_dated():
+        date = begun.get("prompt.date") or _today()
+        factory = replace(factory, date=date)
+    identity = fingerprint(config, factory.identity(), date)
     check_same_job(store, identity)
     return Job(config, factory, identity, source, schema, store, limit)
+
+
+def _begun_with(store: Store) -> Mapping[str, Any]:
+    """The settings, by name, that an output's files were made with; none where there are none."""
+    name = next((name for name in store.names(SUFFIX) if FileName.parse(name)), None)
+    if name is None:
+        return {}
+    metadata = read_columns(store, name, []).schema.metadata or {}
+    try:
+        return Fingerprint.from_json(metadata.get(FINGERPRINT_KEY, b"{}")).fields
+    except ValueError:  # `check_same_job` says which file it is
+        return {}
+
+
+def _today() -> str:
+    return datetime.now(UTC).date().isoformat()
 
 
 def _check_apart(config: RunConfig, store: Store) -> None:

@@ -15,7 +15,7 @@ from pipeline.audit import Audit
 from pipeline.blocks import measured_speed
 from pipeline.choices import Choices
 from pipeline.chunks import Chunk
-from pipeline.cluster import Cluster, connected, data_context
+from pipeline.cluster import Cluster, data_context
 from pipeline.counters import Board
 from pipeline.decode import Decode
 from pipeline.errors import PipelineError
@@ -32,6 +32,7 @@ from pipeline.quarantine import Rules
 from pipeline.reasons import is_shrunk, is_stalled, is_without_device, reason_of
 from pipeline.shared import Shared, ToBoard
 from pipeline.sink import CommittedFile, ResultSink
+from pipeline.source import ScannedChunk
 from pipeline.stages import Detokenize, Tokenize
 from pipeline.survival import Safety
 
@@ -45,16 +46,17 @@ _LONG_PROMPT = 32768
 
 def decode(
     job: Job,
-    chunks: Sequence[Chunk],
+    cluster: Cluster,
+    pending: Sequence[tuple[ScannedChunk, int]],
     ledger: Ledger,
     tracker: Tracker,
     reused: int,
     begin: Callable[[], None],
 ) -> float:
-    """Decode and commit what is pending in these chunks; `begin` is called when that is possible.
+    """Decode and commit what is pending: chunks, each with how many of its rows are to do.
 
-    A cluster that loses machines or GPUs for good makes the run start the rest again on what is
-    left.
+    `begin` is called when nothing stands against that any more. A cluster that loses machines or
+    GPUs for good makes the run start the rest again on what is left.
 
     Returns:
         Tokens per second, from the first loaded model on and since the last such start.
@@ -63,42 +65,52 @@ def decode(
         ValueError: the machine started here cannot hold the actors that are asked for.
         PipelineError: a model does not load, or a task failed for good; what is committed stays.
     """
-    rows, measured = sum(chunk.rows for chunk in chunks), measured_speed(job.store)
-    choices = Choices(job.store)
-    forgotten = ledger  # rows that are tried again begin anew, and are remembered from then on
+    chunks, rows = [part.chunk for part, _ in pending], sum(rows for _, rows in pending)
+    tokens = _most_tokens(job, [part for part, _ in pending])
+    measured, choices = measured_speed(job.store), Choices(job.store)
+    known = ledger  # of rows that are tried again nothing is remembered but what comes from now on
     ledger = _that_counts(job, ledger)
-    with connected(job.config.actors) as cluster:
-        launched = 1
-        while True:
-            layout = layout_of(job.config, rows, cluster, launched > 1, measured)
-            if launched == 1:
-                begin()
-            board = _board(layout.actors)
-            safety = _safety(job, forgotten, board)
-            try:
-                before = tracker.decoding_seconds
-                files = _execute(job, chunks, ledger, layout, board, safety, tracker, reused)
-                break
-            except KeyboardInterrupt:
+    launched = 1
+    while True:
+        layout = layout_of(job.config, rows, cluster, launched > 1, measured, tokens)
+        if launched == 1:
+            begin()
+        board = _board(layout.actors)
+        safety = _safety(job, known, board)
+        try:
+            before = tracker.decoding_seconds
+            longest = safety.rules.deadline(job.limit or _LONG_PROMPT, tokens)
+            stall = patience(job.config, longest)
+            files = _execute(job, chunks, ledger, layout, board, safety, tracker, reused, stall)
+            break
+        except KeyboardInterrupt:
+            note_stop(job.store, safety.run)
+            raise
+        except Exception as error:
+            if not is_stalled(error):  # else a row may be the reason
                 note_stop(job.store, safety.run)
-                raise
-            except Exception as error:
-                if not is_stalled(error):  # else a row may be the reason
-                    note_stop(job.store, safety.run)
-                if launched == _LAUNCHES or not _has_others(error, board):
-                    raise PipelineError(
-                        f"the run stopped: {reason_of(error)}. What is committed stays; run the "
-                        "same command again to go on"
-                    ) from error
-            finally:
-                choices.keep(board.explanations())
-            launched += 1
-            ledger = _that_counts(job, read_ledger(job.store, job.config.id_column))
-            forgotten = ledger
-            cluster = Cluster.now(cluster.local)
+            if launched == _LAUNCHES or not _has_others(error, board):
+                raise PipelineError(
+                    f"the run stopped: {reason_of(error)}. What is committed stays; run the "
+                    "same command again to go on"
+                ) from error
+        finally:
+            choices.keep(board.explanations())
+        launched += 1
+        earlier = ledger.rows
+        known = ledger = _that_counts(job, read_ledger(job.store, job.config.id_column))
+        rows -= ledger.rows - earlier
+        cluster = Cluster.now(cluster.local)
     clear(job.store)
-    tokens = sum(file.completion_tokens for file in files)
-    return ratio(tokens, tracker.decoding_seconds - before) or 0.0
+    made = sum(file.completion_tokens for file in files)
+    return ratio(made, tracker.decoding_seconds - before) or 0.0
+
+
+def _most_tokens(job: Job, parts: Sequence[ScannedChunk]) -> int:
+    """The longest completion that a row may have; one that asks for more than fits is an error."""
+    usual = job.config.sampling.max_tokens
+    most = max([usual, *(part.most_tokens for part in parts)])
+    return most if job.limit is None else min(most, job.limit + usual)
 
 
 def _board(actors: int) -> ToBoard:
@@ -127,11 +139,9 @@ def _execute(
     safety: Safety,
     tracker: Tracker,
     reused: int,
+    stall: float,
 ) -> list[CommittedFile]:
     """One execution of the dataset."""
-    config = job.config
-    longest = safety.rules.deadline(job.limit or _LONG_PROMPT, config.sampling.max_tokens)
-    stall = patience(config, longest)
     oversight = Oversight(stall, min(_GRACE_SECONDS, stall), layout.needs)
     committed = Shared.of(ledger.keys()) if ledger.rows else None
     sink = ResultSink(job.store, job.fingerprint, job.schema)
@@ -145,9 +155,9 @@ def _execute(
     return sink.files
 
 
-def _safety(job: Job, forgotten: Ledger, board: ToBoard) -> Safety:
+def _safety(job: Job, known: Ledger, board: ToBoard) -> Safety:
     """What actors are told of the past, and of what to do when they die."""
-    config, committed = job.config, forgotten.keys()
+    config, committed = job.config, known.keys()
 
     def is_done(key: str) -> bool:
         return bool(committed.contains(as_keys([bytes.fromhex(key)]))[0])

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 
-from pipeline.config import RunConfig
+from admg.checkpoint import load_dtype
+from pipeline.config import Dtype, RunConfig
 from pipeline.factory import EngineFactory, ModelFactory
 from pipeline.fingerprint import Fingerprint, fingerprint
 from pipeline.ledger import check_same_job, read_columns
@@ -39,6 +40,9 @@ class Job:
 def check_job(config: RunConfig, factory: EngineFactory) -> Job:
     """Check input, model and output, in this order: the cheapest mistakes are found first.
 
+    What is left open (the dtype "auto", the day that a chat template is told) an output that is
+    gone on with has settled.
+
     Raises:
         ValueError: a user's mistake, in one sentence.
     """
@@ -54,13 +58,38 @@ def check_job(config: RunConfig, factory: EngineFactory) -> Job:
             f"model's {context} tokens"
         )
     begun = _begun_with(store)
+    if config.dtype == "auto" and begun.get("dtype") in get_args(Dtype):
+        config, factory = _with_dtype(config, factory, begun["dtype"])
     date = None
     if config.prompt.mode == "chat" and isinstance(factory, ModelFactory) and factory.is_dated():
         date = begun.get("prompt.date") or _today()
         factory = replace(factory, date=date)
-    identity = fingerprint(config, factory.identity(), date)
+    whole = replace(config, engine=replace(config.engine, max_model_len=context))
+    identity = fingerprint(whole, factory.identity(), date)
     check_same_job(store, identity)
     return Job(config, factory, identity, source, schema, store, limit)
+
+
+def settled(job: Job, gpus: float) -> Job:
+    """The job of an output that is begun now, with the dtype that "auto" is.
+
+    It is chosen once, for all actors and all runs to come, whatever their CPUs are good at: by
+    whether actors have GPUs, and for CPUs by this machine's.
+    """
+    if job.config.dtype != "auto":
+        return job
+    dtype = str(load_dtype("auto", "cuda" if gpus else "cpu")).removeprefix("torch.")
+    config, factory = _with_dtype(job.config, job.factory, dtype)
+    known = Fingerprint({**job.fingerprint.fields, "dtype": dtype})
+    return replace(job, config=config, factory=factory, fingerprint=known)
+
+
+def _with_dtype(
+    config: RunConfig, factory: EngineFactory, dtype: Any
+) -> tuple[RunConfig, EngineFactory]:
+    if isinstance(factory, ModelFactory):
+        factory = replace(factory, dtype=dtype)
+    return replace(config, dtype=dtype), factory
 
 
 def _begun_with(store: Store) -> Mapping[str, Any]:

@@ -6,17 +6,20 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 
+from pipeline.cluster import connected
 from pipeline.config import RunConfig
 from pipeline.dataflow import decode
 from pipeline.errors import PipelineError
 from pipeline.factory import EngineFactory, ModelFactory
 from pipeline.finish import finish
 from pipeline.heartbeat import beating
-from pipeline.job import Job, check_job
+from pipeline.job import Job, check_job, settled
+from pipeline.layout import gpus_per_actor
 from pipeline.lease import Lease, LeaseTimes, hold
 from pipeline.ledger import Ledger, check_same_job, common_schema, read_ledger
 from pipeline.manifest import ORDER, SUCCESS, depended_on_order, warn_of_lost_files, write_run
@@ -84,16 +87,14 @@ def run(
 class _Start:
     """The moment from which on the output changes; until then a mistake leaves it as it is."""
 
-    def __init__(self, job: Job, started: str, order: bool) -> None:
-        self._job = job
+    def __init__(self, started: str, order: bool) -> None:
         self._started = started
         self._order = order
         self._begun = False
 
-    def begin(self) -> None:
+    def begin(self, job: Job) -> None:
         """What follows makes the output incomplete again, whatever an earlier run has said."""
         self._begun = True
-        job = self._job
         job.store.delete(SUCCESS)
         write_run(job.store, job.config, job.fingerprint, self._started, order=self._order)
 
@@ -129,13 +130,16 @@ def _run(job: Job, scan: Scan, lease: Lease, tracker: Tracker, started: str) -> 
     speed = 0.0
     order = config.engine.draft.order_dependent
     order = order or (todo < total and depended_on_order(job.store))
-    start = _Start(job, started, order)
+    start = _Start(started, order)
     with start.no_mistakes_after():
         if pending:
-            chunks = [part.chunk for part, _ in pending]
-            speed = decode(job, chunks, ledger, tracker, total - todo, start.begin)
+            with connected(config.actors) as cluster:
+                if not ledger.rows:
+                    job = settled(job, gpus_per_actor(config, cluster))
+                begin = partial(start.begin, job)
+                speed = decode(job, cluster, pending, ledger, tracker, total - todo, begin)
             if config.allow_bad_shards:
-                scan = scan.without_lost(chunks)
+                scan = scan.without_lost(part.chunk for part, _ in pending)
                 total = scan.rows
         del ledger, done  # gigabytes where rows are many; the end reads what is there by then
         tracker.phase("finishing", rows_done=total)

@@ -116,6 +116,7 @@ def null_config(folder: Path) -> RunConfig:
         model="null",
         sampling=SamplingParams(max_tokens=NULL_TOKENS),
         engine=EngineConfig(max_num_seqs=NULL_BATCH),
+        dtype="float32",  # said, for rows are committed here without a run to choose it
     )
 
 

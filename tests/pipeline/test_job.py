@@ -11,11 +11,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from admg.config import SamplingParams
+from admg.config import EngineConfig, SamplingParams
 from pipeline import job as module
 from pipeline.config import PromptConfig, RunConfig
 from pipeline.factory import ModelFactory
-from pipeline.job import Job, check_job
+from pipeline.job import Job, check_job, settled
 from pipeline.keys import row_key
 from pipeline.schema import RowResult, result_columns
 from pipeline.sink import commit
@@ -94,3 +94,33 @@ def test_an_output_without_its_fingerprint_is_refused_by_the_file(
         begin(checked(config))
     with pytest.raises(ValueError, match="was changed by somebody else"):
         checked(config)
+
+
+def test_the_dtype_that_an_output_was_begun_with_is_that_of_all_its_runs(
+    tiny_chat_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(tmp_path, tiny_chat_model, dtype="auto")
+    # On GPUs it is bfloat16, whatever the CPUs of the machine that plans the run are good at.
+    monkeypatch.setattr("torch.cpu.get_capabilities", dict)
+    kinds = [settled(checked(config), gpus).fingerprint.fields["dtype"] for gpus in (0.0, 1.0)]
+    assert kinds == ["float32", "bfloat16"]
+    begin(settled(checked(config), 1.0))
+    for dtype in ("auto", "bfloat16"):
+        job = checked(replace(config, dtype=dtype))
+        assert job == settled(job, 0.0)
+        assert job.config.dtype == "bfloat16" and isinstance(job.factory, ModelFactory)
+        assert job.factory.dtype == "bfloat16"
+        begin(job)
+    with pytest.raises(ValueError, match="dtype was 'bfloat16' and is now 'float32'"):
+        checked(replace(config, dtype="float32"))
+
+
+def test_the_models_own_length_is_the_same_job_as_none(
+    tiny_chat_model: Path, tmp_path: Path
+) -> None:
+    config = config_of(tmp_path, tiny_chat_model)
+    begin(checked(config))
+    said = checked(replace(config, engine=EngineConfig(max_model_len=512)))
+    assert said.limit == checked(config).limit == 508
+    with pytest.raises(ValueError, match="max_model_len was 512 and is now 511"):
+        checked(replace(config, engine=EngineConfig(max_model_len=511)))

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from admg.checkpoint import load_dtype
 from admg.config import DraftConfig, EngineConfig, SamplingParams
 from pipeline.config import PromptConfig, RunConfig
 from pipeline.errors import PipelineError
@@ -126,6 +127,10 @@ def test_good_and_bad_rows_end_to_end(tmp_path: Path) -> None:
     check_second_run(tmp_path, config, report)
 
 
+def kind_here() -> Any:
+    return str(load_dtype("auto", "cpu")).removeprefix("torch.")
+
+
 def check_readers(config: RunConfig) -> None:
     """All files have one schema, and common readers take the folder as it is."""
     files = sorted(Path(config.output).glob("*.parquet"))
@@ -151,6 +156,7 @@ def check_manifest(config: RunConfig, report: RunReport) -> None:
     assert manifest["errors_by_code"] == report.errors_by_code
     assert manifest["statistics"]["speedup"] == report.speedup
     assert manifest["fields"]["sampling.max_tokens"] == MAX_TOKENS
+    assert manifest["fields"]["dtype"] == kind_here()
     success = Path(config.output) / "_SUCCESS"
     record = Path(config.output) / "_admg" / "manifest.json"
     assert success.stat().st_mtime_ns >= record.stat().st_mtime_ns
@@ -171,6 +177,7 @@ def check_second_run(tmp_path: Path, config: RunConfig, report: RunReport) -> No
     faster = replace(
         config,
         rows_per_block=3,
+        dtype=kind_here(),  # what "auto" was
         engine=EngineConfig(max_num_seqs=2, draft=DraftConfig(drafter="none")),
     )
     again = run(faster, engine_factory=untouched)

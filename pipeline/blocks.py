@@ -17,19 +17,26 @@ _MOST_CALLS = 64
 _GPU_SPEED, _CPU_SPEED = 500.0, 30.0
 
 
-def rows_per_block(config: RunConfig, rows: int, gpus: float, measured: float | None) -> int:
+def rows_per_block(
+    config: RunConfig, rows: int, gpus: float, measured: float | None, tokens: int | None = None
+) -> int:
     """Rows committed together: as configured, or what takes an actor a few minutes at most.
+
+    The first run of a job has nothing measured. Where actors are far slower than is assumed, blocks
+    take longer, but then so does every row: those of a batch are decoded side by side, and fewer in
+    a block would hardly be committed sooner.
 
     Args:
         config: the run's.
-        rows: what is to be decoded in all.
+        rows: what is to be decoded in all, by this run.
         gpus: for each actor.
         measured: tokens a second of one actor in an earlier run of this job, where there was one.
+        tokens: the longest completion that a row may have (None: the job's `max_tokens`).
     """
     if config.rows_per_block is not None:
         return config.rows_per_block
     speed = measured or (_GPU_SPEED if gpus else _CPU_SPEED)
-    in_time = speed * _BLOCK_SECONDS / config.sampling.max_tokens
+    in_time = speed * _BLOCK_SECONDS / (tokens or config.sampling.max_tokens)
     share = rows / (config.actors * _BLOCKS_EACH)
     return max(1, min(_MOST_ROWS, int(in_time), int(share)))
 

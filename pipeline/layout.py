@@ -41,9 +41,16 @@ class Layout:
 
 
 def layout_of(
-    config: RunConfig, rows: int, cluster: Cluster, shrunk: bool, measured: float | None = None
+    config: RunConfig,
+    rows: int,
+    cluster: Cluster,
+    shrunk: bool,
+    measured: float | None = None,
+    tokens: int | None = None,
 ) -> Layout:
     """The layout for so many rows on this cluster; on one that has `shrunk`, for what is left.
+
+    `measured` and `tokens` are as for `rows_per_block`.
 
     Raises:
         ValueError: actors that the machine started here cannot hold (a cluster may still grow), or
@@ -59,7 +66,7 @@ def layout_of(
     # Where actors would hold every CPU, reading and writing could never start.
     roomy = cluster.cpus >= actors + _CPUS_BESIDE_ACTORS
     cpus = 1.0 if roomy and not gpus else 0.0
-    block = rows_per_block(config, rows, gpus, measured)
+    block = rows_per_block(config, rows, gpus, measured, tokens)
     call = rows_per_call(config, block)
     needs = {
         "CPU": min(actors * cpus + _CPUS_BESIDE_ACTORS, cluster.cpus),

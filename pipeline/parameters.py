@@ -7,7 +7,7 @@ key; a row that gives nothing has none, and the key that it would have without s
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -96,6 +96,12 @@ def laws_of(
     own = [None if e else p for p, e in zip(parameters, bad, strict=True)]
     known = {text: _law(json.loads(text), job) if text else job for text in set(own)}
     return [known[text] for text in own]
+
+
+def most_tokens(parameters: Iterable[str]) -> int:
+    """The longest completion that rows ask for with parameters of their own; 0 where none does."""
+    own = (json.loads(text).get("max_tokens") for text in set(parameters) if text)
+    return max((tokens for tokens in own if isinstance(tokens, int)), default=0)
 
 
 def _plain(name: str, value: Any) -> Any:

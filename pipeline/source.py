@@ -21,6 +21,7 @@ from pipeline.columns import Unifier, checked_field, own_columns
 from pipeline.config import RunConfig
 from pipeline.key_columns import id_keys
 from pipeline.keys import Keys, KeySet, as_keys
+from pipeline.parameters import most_tokens
 from pipeline.prepare import prepare_rows, values_of
 from pipeline.prompts import NOT_UNICODE
 from pipeline.retry import Patience
@@ -38,11 +39,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ScannedChunk:
-    """The keys of a chunk's rows, in its order."""
+    """The keys of a chunk's rows, in its order; and the most tokens that one asks for itself."""
 
     chunk: Chunk
     ids: Keys
     keys: Keys
+    most_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +167,7 @@ def _inspect(shard: Shard) -> tuple[Shard, pa.Schema, list[int]]:
 def _scan_chunk(chunk: Chunk, schema: pa.Schema, config: RunConfig) -> ScannedChunk:
     name = config.id_column
     none = np.empty((0, 2), np.uint64)
-    ids, keys = [none], [none]
+    ids, keys, tokens = [none], [none], 0
     for table in chunk.read(schema):
         values = values_of(table[name])
         nulls = values.count(None)
@@ -179,7 +181,9 @@ def _scan_chunk(chunk: Chunk, schema: pa.Schema, config: RunConfig) -> ScannedCh
         ids.append(id_keys(table[name]))
         rows = prepare_rows(table, name, config.prompt, config.row_parameters, config.sampling)
         keys.append(as_keys(rows.keys))
-    scanned = ScannedChunk(chunk, np.concatenate(ids), np.concatenate(keys))
+        if "max_tokens" in config.row_parameters:
+            tokens = max(tokens, most_tokens(rows.parameters))
+    scanned = ScannedChunk(chunk, np.concatenate(ids), np.concatenate(keys), tokens)
     if len(scanned.keys) != chunk.rows:
         raise BadShard(
             chunk.shard.path,

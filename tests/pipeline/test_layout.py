@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,9 +14,15 @@ from admg.config import EngineConfig, SamplingParams
 from pipeline.blocks import calls_in_flight, measured_speed, rows_per_block, rows_per_call
 from pipeline.cluster import Cluster
 from pipeline.config import RunConfig
+from pipeline.dataflow import decode
+from pipeline.job import check_job
 from pipeline.layout import layout_of, patience
+from pipeline.ledger import read_ledger
 from pipeline.manifest import MANIFEST
+from pipeline.progress import Tracker
 from pipeline.storage import Store
+from tests.pipeline.conftest import write_shards
+from tests.pipeline.standin import CONTEXT, StandIn
 
 BASE = RunConfig(input=("in",), output="out", model="model")
 MILLION = 10**6
@@ -48,6 +55,46 @@ def test_a_block_takes_minutes_and_every_actor_gets_several(
     config = replace(BASE, sampling=SamplingParams(max_tokens=tokens), actors=actors)
     assert rows_per_block(config, rows, gpus, measured) == expected
     assert rows_per_block(replace(config, rows_per_block=9), rows, gpus, measured) == 9
+
+
+def test_rows_that_may_have_more_tokens_of_their_own_make_smaller_blocks() -> None:
+    config = replace(BASE, sampling=SamplingParams(max_tokens=64))
+    assert rows_per_block(config, MILLION, 1.0, None) == 256
+    assert rows_per_block(config, MILLION, 1.0, None, 4096) == 21
+    layout = layout_of(config, MILLION, Cluster(16, 1, False), False, None, 4096)
+    assert layout.rows_per_block == 21
+
+
+class LaidOutError(Exception):
+    """Ends a run where its layout is made."""
+
+
+@pytest.mark.parametrize(("tokens", "most"), [([None, 9], 9), ([None, 3], 4), ([999, 9], CONTEXT)])
+def test_a_run_is_laid_out_for_the_rows_that_are_left_of_its_chunks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokens: list[int | None], most: int
+) -> None:
+    columns = {"id": range(40), "prompt": ["p"] * 40, "max_tokens": tokens * 20}
+    write_shards(tmp_path / "in", [columns])
+    config = replace(
+        BASE,
+        input=(str(tmp_path / "in"),),
+        output=str(tmp_path / "out"),
+        sampling=SamplingParams(max_tokens=4),
+        row_parameters=("max_tokens",),
+    )
+    job = check_job(config, StandIn())
+    (part,) = job.source.scan(config).chunks
+    seen: list[tuple[int, int]] = []
+
+    def laid_out(*given: Any) -> None:
+        seen.append((given[1], given[-1]))
+        raise LaidOutError
+
+    monkeypatch.setattr("pipeline.dataflow.layout_of", laid_out)
+    ledger = read_ledger(job.store, config.id_column)
+    with pytest.raises(LaidOutError):
+        decode(job, Cluster(4, 0, False), [(part, 3)], ledger, Tracker(None), 37)
+    assert seen == [(3, most)]
 
 
 @given(rows=st.integers(1, 2000), seqs=st.integers(1, 300), audit=st.sampled_from((0.0, 0.1)))

@@ -12,7 +12,7 @@ from admg.config import SamplingParams
 from pipeline.columns import checked_field
 from pipeline.config import PromptConfig, RunConfig
 from pipeline.keys import row_key
-from pipeline.parameters import laws_of, row_parameters
+from pipeline.parameters import laws_of, most_tokens, row_parameters
 from pipeline.prepare import Prepare
 from pipeline.schema import ERROR_CODE, ERROR_MESSAGE, PROMPT_TOKEN_IDS, ROW_KEY
 from pipeline.shards import BadShard, Shard
@@ -86,6 +86,13 @@ def test_a_stop_text_that_is_not_unicode_is_an_error_row_with_a_key_that_stays()
     ]
     assert rows[ERROR_CODE].to_pylist() == [None, "invalid_unicode"]
     assert rows[ERROR_MESSAGE].to_pylist()[1] == "the column 'stop' is not valid UTF-8"
+
+
+def test_the_longest_completion_that_rows_ask_for() -> None:
+    given = [{}, {"seed": 9}, {"max_tokens": 4096.0}, {"max_tokens": 70, "seed": 1}]
+    given.append({"max_tokens": float("nan")})
+    assert most_tokens(row_parameters(values, JOB)[0] for values in given) == 4096
+    assert most_tokens(["", ""]) == 0
 
 
 def test_a_completion_must_leave_room_for_its_prompt() -> None:

@@ -161,14 +161,21 @@ def read_toml(
         data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"the {kind} {path} cannot be read: {error}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path} is not TOML: {error}") from error
+    except RecursionError as error:
+        raise ValueError(f"{path} is not TOML that can be read: it is nested too deep") from error
+    except ValueError as error:  # not only of TOML: a number of too many digits is Python's
+        raise ValueError(f"{path} is not TOML: {_brief(error)}") from error
     try:
         return model.model_validate(data)
     except ValidationError as error:
         keys = {"": list(model.model_fields)}
         keys |= {name: list(table.model_fields) for name, table in tables.items()}
         raise ValueError("\n".join(describe(path, error.errors(), keys))) from error
+
+
+def _brief(error: ValueError) -> str:
+    """What is wrong, without what Python advises to whoever programs."""
+    return str(error).split("; use sys.")[0]
 
 
 def place_beside(path: str, value: str) -> str:

@@ -38,10 +38,37 @@ def said(arguments: list[str]) -> str:
 
 @QUIET
 @given(lines=st.lists(LINES, max_size=6))
+@example(lines=["input = " + "[" * 2000])
+@example(lines=["engine = " + "{a = " * 2000])
+@example(lines=["[" + ".".join("a" * 2000) + "]"])
+@example(lines=["max_num_seqs = " + "9" * 5000])
+@example(lines=["[sampling]", "seed = " + "9" * 5000])
+@example(lines=["[sampling]", "seed = " + "9" * 4000])
+@example(lines=["[sampling]", "temperature = 1e" + "9" * 5000])
 def test_job_files_of_any_content(tmp_path: Path, lines: list[str]) -> None:
     path = tmp_path / "job.toml"
     path.write_text("\n".join(lines), encoding="utf-8")
-    said(["run", "--config", str(path), "--input", str(tmp_path / "nowhere"), "--output", "o"])
+    where = ["--input", str(tmp_path / "nowhere"), "--output", "o"]
+    output = said(["run", "--config", str(path), *where])
+    assert max(map(len, output.splitlines())) < 2000
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("input = " + "[" * 2000, "it is nested too deep"),
+        ("[sampling]\nseed = " + "9" * 5000, "Exceeds the limit"),
+        ("input = [", "at end of document"),
+    ],
+)
+def test_what_toml_readers_stumble_over_is_said_with_the_file(
+    tmp_path: Path, content: str, words: str
+) -> None:
+    path = tmp_path / "job.toml"
+    path.write_text(content)
+    output = said(["run", "--config", str(path)])
+    last = output.splitlines()[-1]
+    assert last.startswith(f"Error: {path} is not TOML") and words in last and "sys." not in last
 
 
 @QUIET

@@ -186,7 +186,9 @@ draft_options = [
         DRAFT,
         "--verification",
         type=click.Choice(get_args(Verification)),
-        help="Shared noise (plain decoding's text), or rejection by token or block (its law only).",
+        help="Shared noise (plain decoding's text), or rejection by token or block (its law only: "
+        "at temperatures above 0, with --drafter auto or ngram, texts then depend on batch, actors "
+        "and time, and a row that is decoded again may get another one).",
         default=_DEFAULTS.verification,
     ),
     option(

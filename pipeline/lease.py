@@ -136,12 +136,14 @@ def hold(store: Store, times: LeaseTimes | None = None) -> Iterator[Lease]:
 def _acquire(store: Store, times: LeaseTimes) -> Lease:
     owner = Owner.this_process()
     for _ in range(_TRIES):
+        # Before the leases: who claims one later, and commits, must not make ours the higher one.
+        of_files = _fences_of_files(store)
         names = _leases(store)
         last = max(map(_number, names), default=0)
         latest = [name for name in names if _number(name) == last]
         if not all(_is_free(store, name, times) for name in latest):
             continue  # it gave way to another one that this look has missed
-        fence = 1 + max([last, *_fences_of_files(store)])
+        fence = 1 + max([last, *of_files])
         claim = _claim(store, fence, owner)
         if claim is not None:
             for name in store.names("", LEASES):

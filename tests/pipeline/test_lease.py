@@ -89,6 +89,25 @@ def test_a_dead_process_of_this_machine_is_replaced_at_once(store: Store) -> Non
         assert lease.fence == 2
 
 
+@pytest.mark.parametrize("listings", [1, 2])
+def test_who_starts_while_another_one_looks_keeps_its_lease(store: Store, listings: int) -> None:
+    """Whatever the second one has listed by then, and even if the first has committed."""
+    first = hold(store, NEVER_STALE)
+    left = iter(range(listings))
+
+    class Slow(Store):
+        def names(self, suffix: str, folder: str = "") -> list[str]:
+            found = Store.names(self, suffix, folder)
+            if next(left, None) == listings - 1:
+                commit_rows(first.__enter__().store, "a")
+            return found
+
+    with pytest.raises(Locked, match="locked by"):
+        hold(Slow(store.uri), NEVER_STALE).__enter__()
+    first.__exit__(None, None, None)
+    assert [name.split("-")[2] for name in store.names(".parquet")] == ["00000001"]
+
+
 def write_lease(store: Store, number: int, data: bytes) -> None:
     store.filesystem.create_dir(store.path(LEASES), recursive=True)
     with store.filesystem.open_output_stream(store.path(f"{LEASES}/{number:08d}.json")) as out:

@@ -134,11 +134,11 @@ class Store:
         selector = fs.FileSelector(base, allow_not_found=True)
         return self.trying(f"listing {base}", lambda: self.filesystem.get_file_info(selector))
 
-    def exists(self, name: str) -> bool:
-        """Whether there is a file of this name."""
+    def exists(self, name: str, kind: fs.FileType = fs.FileType.File) -> bool:
+        """Whether there is a file (or a folder) of this name."""
         path = self.path(name)
         info = self.trying(f"looking for {path}", lambda: self.filesystem.get_file_info(path))
-        return bool(info.is_file)
+        return bool(info.type == kind)
 
     def read(self, name: str) -> bytes:
         """The bytes of a file."""
@@ -154,12 +154,29 @@ class Store:
         return self.patience.run(what, action)
 
     def delete(self, name: str) -> None:
-        """Remove a file; one that is gone already is no error."""
+        """Remove a file; one that is gone already is no error.
+
+        Raises:
+            Fenced: as of `write`. Where there are renames the file leaves through this writer's
+                room, so that whoever is shut out removes nothing.
+        """
         path = self.path(name)
-        try:
+        if self.fence and self.renames:
+            aside = self.path(f"{self.aside}/{uuid.uuid4().hex}")
+            try:
+                self.trying(f"deleting {path}", lambda: self.filesystem.move(path, aside))
+            except FileNotFoundError:
+                if not self.exists(self.aside, fs.FileType.Directory):
+                    raise self._fenced() from None
+                return
+            path = aside
+        else:
+            self._refuse_if_fenced()
+        self._remove(path)
+
+    def _remove(self, path: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
             self.trying(f"deleting {path}", lambda: self.filesystem.delete_file(path))
-        except FileNotFoundError:
-            return
 
     @property
     def renames(self) -> bool:
@@ -205,7 +222,7 @@ class Store:
             number = found.base_name[:8]
             later = number.isdigit() and int(number) > self.fence
             if found.is_file:
-                self.delete(f"{TEMPORARY}/{found.base_name}")
+                self._remove(found.path)
             elif found.path != keep and not later:  # this run may have been taken over meanwhile
                 # Renamed first: deleting takes a while, in which files could still be committed.
                 dead = self.path(f"{TEMPORARY}/dead-{uuid.uuid4().hex}")

@@ -137,7 +137,18 @@ def test_an_owner_that_wakes_up_is_shut_out(store: Store) -> None:
         old.end()
         new.check()
         commit_rows(new.store, "c")
+        theirs = [name for name in store.names(".parquet") if "-00000002-" in name]
+        for name in (*theirs, "never there"):
+            with pytest.raises(Fenced):
+                old.store.delete(name)
+        assert set(theirs) < set(store.names(".parquet"))
         last = new.seal()
+        new.store.delete("never there")
+        new.store.write("x", b"")
+        with pytest.raises(Fenced):
+            replace(last, room="").delete("x")
+        last.delete("x")
+        assert not store.exists("x")
         with pytest.raises(Fenced):
             commit_rows(replace(last, room=""), "late")
         commit_rows(last, "d")

@@ -9,9 +9,9 @@ stays. What is not covered: a file system whose listings lag behind, an NFS moun
 attribute caches for one.
 
 The owner renews its file every few seconds. No clocks are compared: who finds a lease watches it,
-and takes over when it has not changed for `stale_after` of its own seconds, or at once when the
-owner was a process of this machine that is gone. The old owner, should it wake up, finds that its
-room is gone (see `storage`) and that a higher number is there.
+and takes over when it has not changed for `stale_after` of its own seconds, in which it could look
+all the time, or at once when the owner was a process of this machine that is gone. The old owner,
+should it wake up, finds that its room is gone (see `storage`) and that a higher number is there.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import json
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -202,19 +202,21 @@ def _overwrite(store: Store, name: str, owner: Owner) -> None:
         out.write(data)
 
 
-def _is_free(
-    store: Store, name: str, times: LeaseTimes, sleep: Callable[[float], None] = time.sleep
-) -> bool:
+def _is_free(store: Store, name: str, times: LeaseTimes) -> bool:
     """Wait until this lease is released, its owner gone, or silent for too long.
+
+    Silence is what looks without a long gap between them have found. A gap (storage that fails, a
+    process that sleeps) says nothing of the owner, whom the same may have kept from renewing: after
+    it the silence begins anew.
 
     False where the file itself has vanished: that says nothing about who holds the output now.
 
     Raises:
         Locked: its owner renewed it.
     """
-    first, began = _read(store, name), time.monotonic()
-    while time.monotonic() - began < times.stale_after:
-        now = _read(store, name)
+    first, looked, silent = _read(store, name), time.monotonic(), 0.0
+    now = first
+    while True:
         owner = _parse(now)
         if now is None:
             return False
@@ -225,8 +227,13 @@ def _is_free(
                 f"output is {store.uri!r}: locked by {owner or 'another run'}. Wait for that run, "
                 "or stop it; this command then goes on from what is committed"
             )
-        sleep(min(0.5, times.every / 4))
-    return True
+        if silent >= times.stale_after:
+            return True
+        time.sleep(min(0.5, times.every / 4))
+        now = _read(store, name)
+        gap = time.monotonic() - looked
+        looked += gap
+        silent = silent + gap if gap < times.stale_after / 4 else 0.0
 
 
 def _read(store: Store, name: str) -> bytes | None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+_HIDDEN = "hidden"
+
 
 @dataclass(frozen=True, slots=True)
 class Owner:
@@ -46,7 +48,7 @@ class Owner:
     def is_gone(self) -> bool:
         """Whether it is certain that this process has ended."""
         here = bool(self.place) and self.place == _place()
-        return here and bool(self.born) and _born(self.pid) != self.born
+        return here and bool(self.born) and _born(self.pid) not in (self.born, _HIDDEN)
 
     @property
     def is_here(self) -> bool:
@@ -67,10 +69,23 @@ def _place() -> str:
 
 
 def _born(pid: int) -> str:
-    """When a process was started, in ticks since boot; "" where there is no such process."""
+    """When a process was started, in ticks since boot; "" where there is no such process.
+
+    `_HIDDEN` where there is one, but /proc (`hidepid`) shows it to others only.
+    """
     try:
         # The name in parentheses may hold anything, spaces and parentheses included.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return ""
+        return _HIDDEN if _answers(pid) else ""
     return "" if fields[0] == "Z" else fields[19]
+
+
+def _answers(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True  # there is one, of another user
+    except (OSError, OverflowError):
+        return False
+    return True

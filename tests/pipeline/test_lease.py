@@ -11,14 +11,21 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import uuid
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import ModuleType
+from unittest import mock
 
 import pytest
 
+import pipeline.lease
+import pipeline.owner
 from pipeline.errors import Fenced, Locked
 from pipeline.lease import Lease, LeaseTimes, _acquire, hold
 from pipeline.owner import Owner
@@ -119,6 +126,37 @@ def test_what_nobody_renews_is_taken_over(store: Store, data: bytes) -> None:
     write_lease(store, 41, data)
     with hold(store, QUICK) as lease:
         assert lease.fence == 42
+
+
+@pytest.mark.parametrize("outages", [(0,), (0, 1), (5,)], ids=str)
+def test_an_outage_is_no_silence(store: Store, outages: tuple[int, ...]) -> None:
+    """Nobody could look, nor renew: an owner that goes on after it keeps its lease."""
+    first = silent(store)
+    looks = iter(range(10**6))
+    seconds = 0.0
+
+    class Failing(Store):
+        def read(self, name: str) -> bytes:
+            nonlocal seconds
+            look = next(looks)
+            if look in outages:
+                seconds += 3600
+            if look == max(outages) + 2:
+                first._write(replace(first._owner, beat=1))
+            return Store.read(self, name)
+
+    with ticking(lambda: seconds), pytest.raises(Locked):
+        hold(Failing(store.uri), LeaseTimes(every=0.02, stale_after=60)).__enter__()
+    first.check()
+
+
+@contextmanager
+def ticking(more: Callable[[], float]) -> Iterator[None]:
+    """A clock that runs for this module's leases only, and is put forward by so many seconds."""
+    clock = ModuleType("time")
+    clock.__dict__.update(vars(time) | {"monotonic": lambda: time.monotonic() + more()})
+    with mock.patch.object(pipeline.lease, "time", clock):
+        yield
 
 
 def test_an_owner_that_wakes_up_is_shut_out(store: Store) -> None:
@@ -270,3 +308,25 @@ def test_processes_are_told_apart_by_when_they_began() -> None:
     assert replace(owner, born="1").is_gone
     assert not replace(owner, born="1", place="another machine").is_gone
     assert not replace(owner, born="").is_gone
+
+
+@pytest.mark.parametrize("hidden", [PermissionError, None])
+def test_a_process_that_proc_hides_is_not_gone(
+    monkeypatch: pytest.MonkeyPatch, hidden: type[OSError] | None
+) -> None:
+    """As another user's is where /proc is mounted with `hidepid`; nor is it certain to live."""
+    owner = Owner.this_process()
+
+    def missing(path: Path, *_: object) -> str:
+        raise FileNotFoundError(path)
+
+    def kill(pid: int, number: int) -> None:
+        assert (pid, number) == (owner.pid, 0)
+        if hidden is not None:
+            raise hidden
+
+    monkeypatch.setattr(pipeline.owner, "_place", lambda: owner.place)
+    monkeypatch.setattr(Path, "read_text", missing)
+    monkeypatch.setattr(os, "kill", kill)
+    assert not owner.is_gone
+    assert not owner.is_here

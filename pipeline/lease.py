@@ -50,6 +50,7 @@ class Lease:
         self.fence = fence
         self.store = replace(store, fence=fence)
         self._name = name
+        self._path = f"{LEASES}/{name}"
         self._owner = owner
         self._lost = threading.Event()
         self._stop = threading.Event()
@@ -96,24 +97,23 @@ class Lease:
         try:
             self.check()
             self.store.shut()
-            self._write(replace(self._owner, released=True))
+            _overwrite(self.store, self._path, replace(self._owner, released=True))
         except (Fenced, StorageError, OSError):
             # Gone or out of reach: then nobody waits for this file, or it becomes stale.
             self._lost.set()
 
     def _renew(self, every: float) -> None:
+        hasty = replace(self.store, patience=replace(self.store.patience, seconds=every))
         while not self._stop.wait(every):
             self._owner = replace(self._owner, beat=self._owner.beat + 1)
             try:
                 self.check()
-                self._write(self._owner)
+                if not self._stop.is_set():  # storage may have kept it waiting until after `end`
+                    _overwrite(hasty, self._path, self._owner)
             except Fenced:
                 return
             except (StorageError, OSError):
                 continue  # storage may come back before the lease is stale
-
-    def _write(self, owner: Owner) -> None:
-        _overwrite(self.store, f"{LEASES}/{self._name}", owner)
 
 
 @contextmanager
@@ -176,14 +176,14 @@ def _claim(store: Store, fence: int, owner: Owner) -> str | None:
     if local:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         try:
-            with open(path, "x") as stream:
-                stream.write(json.dumps(asdict(owner)))
+            # Made first and filled after: only what is made is exclusive, and where making it is
+            # tried again, and finds what it made before, the claim is given up, never shared.
+            store.trying(f"making {path}", lambda: open(path, "x").close())
         except FileExistsError:
             return None
-    else:
-        if store.renames:
-            store.filesystem.create_dir(store.path(LEASES), recursive=True)
-        _overwrite(store, f"{LEASES}/{name}", owner)
+    elif store.renames:
+        store.filesystem.create_dir(store.path(LEASES), recursive=True)
+    _overwrite(store, f"{LEASES}/{name}", owner)
     if any(_number(other) >= fence for other in _leases(store) if other != name):
         store.delete(f"{LEASES}/{name}")
         return None
@@ -193,13 +193,17 @@ def _claim(store: Store, fence: int, owner: Owner) -> str | None:
 def _overwrite(store: Store, name: str, owner: Owner) -> None:
     """Renew in place, without a room of one's own; who reads half of it sees it change."""
     path, data = store.path(name), json.dumps(asdict(owner)).encode()
-    if isinstance(store.filesystem, fs.LocalFileSystem):
-        with open(path, "r+b") as stream:  # never makes a file that was taken away
-            stream.write(data)
-            stream.truncate()
-        return
-    with store.filesystem.open_output_stream(path) as out:
-        out.write(data)
+
+    def whole() -> None:
+        if isinstance(store.filesystem, fs.LocalFileSystem):
+            with open(path, "r+b") as stream:  # never makes a file that was taken away
+                stream.write(data)
+                stream.truncate()
+            return
+        with store.filesystem.open_output_stream(path) as out:
+            out.write(data)
+
+    store.trying(f"writing {path}", whole)
 
 
 def _is_free(store: Store, name: str, times: LeaseTimes) -> bool:

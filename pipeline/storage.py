@@ -215,7 +215,8 @@ class Store:
         if self.renames:
             self._empty_rooms(keep="")
         elif self.fence:
-            self._put(self.path(f"{LEASES}/{self.fence:08d}{SEALED}"), b"")
+            path = self.path(f"{LEASES}/{self.fence:08d}{SEALED}")
+            self.trying(f"writing {path}", lambda: self._put(path, b""))
 
     def _empty_rooms(self, keep: str) -> None:
         for found in self.listing(TEMPORARY):

@@ -6,6 +6,7 @@ anything took.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -20,15 +21,19 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 from unittest import mock
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 import pipeline.lease
 import pipeline.owner
-from pipeline.errors import Fenced, Locked
-from pipeline.lease import Lease, LeaseTimes, _acquire, hold
+from pipeline.errors import Fenced, Locked, StorageError
+from pipeline.holder import holder_of
+from pipeline.lease import Lease, LeaseTimes, _acquire, _overwrite, hold
 from pipeline.owner import Owner
+from pipeline.retry import Patience
 from pipeline.storage import LEASES, TEMPORARY, Store
 from tests.pipeline.faults.clocks import wrong_clock
 from tests.pipeline.outputs import commit_rows
@@ -121,6 +126,66 @@ def write_lease(store: Store, number: int, data: bytes) -> None:
         out.write(data)
 
 
+def test_claim_seal_and_release_are_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(f"memory://{uuid.uuid4().hex}/out", patience=Patience(60, first=0.01))
+    whole = MemoryFileSystem._open
+    failed: set[str] = set()
+
+    def fail(self: MemoryFileSystem, path: str, mode: str = "rb", **more: object) -> object:
+        if mode == "wb" and LEASES in path and path not in failed:
+            failed.add(path)
+            raise OSError("When writing: AWS Error SLOW_DOWN: Reduce your request rate")
+        return whole(self, path, mode, **more)
+
+    monkeypatch.setattr(MemoryFileSystem, "_open", fail)
+    with hold(store, LeaseTimes(every=3600, stale_after=3600)) as lease:
+        lease.seal()
+        assert len(failed) == 2
+        failed.clear()
+    assert len(failed) == 2
+    assert not lease.lost
+    assert holder_of(store) is None
+
+
+def test_renewing_is_tried_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    with hold(store, NEVER_STALE) as lease:
+        renewed = threading.Semaphore(0)
+        failures = iter(range(3))
+        whole = Store.trying
+
+        def fail(self: Store, what: str, action: Callable[[], object]) -> object:
+            if next(failures, None) is not None:
+                raise StorageError(what)
+            done = whole(self, what, action)
+            if what.startswith("writing"):
+                renewed.release()
+            return done
+
+        monkeypatch.setattr(Store, "trying", fail)
+        assert renewed.acquire(timeout=30)
+        monkeypatch.undo()
+        assert not lease.lost
+
+
+def test_a_claim_that_is_made_twice_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer that is lost on its way: nobody can say whose the file is."""
+    store = Store(str(tmp_path / "out"), patience=Patience(60, first=0.01))
+    failures = iter(range(1))
+
+    def lost(path: str, mode: str) -> Any:
+        if mode == "x" and next(failures, None) is not None:
+            Path(path).touch()
+            raise OSError(errno.ETIMEDOUT, "Connection timed out", path)
+        return open(path, mode)
+
+    monkeypatch.setattr("pipeline.lease.open", lost, raising=False)
+    with hold(store, QUICK) as lease:
+        assert lease.fence == 2
+        assert store.names("", LEASES) == ["00000002.json"]
+
+
 @pytest.mark.parametrize("data", [b"", b'{"id": "torn', b'{"of": "another version"}'])
 def test_what_nobody_renews_is_taken_over(store: Store, data: bytes) -> None:
     write_lease(store, 41, data)
@@ -142,7 +207,7 @@ def test_an_outage_is_no_silence(store: Store, outages: tuple[int, ...]) -> None
             if look in outages:
                 seconds += 3600
             if look == max(outages) + 2:
-                first._write(replace(first._owner, beat=1))
+                _overwrite(store, first._path, replace(first._owner, beat=1))
             return Store.read(self, name)
 
     with ticking(lambda: seconds), pytest.raises(Locked):

@@ -66,12 +66,12 @@ def connected(actors: int) -> Iterator[Cluster]:
     local = not ray.is_initialized() and not os.environ.get("RAY_ADDRESS")
     with _quiet(), giving_way() if local else nullcontext():
         started = not ray.is_initialized()
-        with _same_sigterm():
-            if local:
-                _start(max(4, os.cpu_count() or 1, actors + 3))
-            elif started:
-                ray.init(log_to_driver=False, logging_level=logging.ERROR)
         try:
+            with _same_sigterm():
+                if local:
+                    _start(max(4, os.cpu_count() or 1, actors + 3))
+                elif started:
+                    ray.init(log_to_driver=False, logging_level=logging.ERROR)
             yield Cluster.now(local)
         finally:
             if started:
@@ -80,12 +80,16 @@ def connected(actors: int) -> Iterator[Cluster]:
 
 @contextmanager
 def _same_sigterm() -> Iterator[None]:
-    """Keep Ray from putting a handler of its own in the place of this process's."""
+    """Keep Ray from putting handlers of its own, which exit, in the place of this process's."""
+    sets = ray._private.utils.set_sigterm_handler
+    ray._private.utils.set_sigterm_handler = lambda _: None
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
     finally:
+        ray._private.utils.set_sigterm_handler = sets
         if threading.current_thread() is threading.main_thread():
+            # Its native code has one too, which aborts the process seconds later.
             signal.signal(signal.SIGTERM, before)
 
 

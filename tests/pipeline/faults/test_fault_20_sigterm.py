@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import time
 from pathlib import Path
@@ -10,7 +11,9 @@ import pytest
 import ray
 
 from pipeline.attempts import FOLDER
+from pipeline.heartbeat import read_heartbeat
 from pipeline.run import run
+from pipeline.storage import LEASES, Store
 from tests.pipeline.faults.oracle import check_output, config_of, prompts
 from tests.pipeline.faults.processes import program, wait_for_files
 from tests.pipeline.standin import StandIn
@@ -45,6 +48,11 @@ def test_fault_20_a_run_that_is_told_to_stop(tmp_path: Path, grace: int, ray_clu
         assert "Interrupted: " in words and "To go on, give the same command" in words
         assert "Traceback" not in words
         assert (tmp_path / "out" / FOLDER / "stopped.json").exists()
+        (lease,) = (tmp_path / "out" / LEASES).iterdir()
+        assert json.loads(lease.read_text())["released"]
+        beat = read_heartbeat(Store(config.output))
+        assert beat is not None
+        assert (beat["phase"], beat["reason"]) == ("interrupted", "SIGTERM")
     assert not (tmp_path / "out" / "_SUCCESS").exists()
     report = run(config, engine_factory=StandIn())
     assert 12 <= report.rows_reused < 96

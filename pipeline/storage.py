@@ -6,8 +6,11 @@ is no result lies in `_admg/`.
 
 Writers of one run share a room, a folder below `_admg/tmp`. Whoever takes an output over renames
 the rooms of everybody else away, in one step, after which nothing can be committed from there. An
-object store has no such step: there a writer looks, before its PUT, whether it has been shut out;
-a writer that sleeps between the two may still commit, and reconciliation then removes its copies.
+object store has no such step: there a writer looks, before its PUT or DELETE, whether it has been
+shut out. One that sleeps between the two, or whose upload takes that long, may still commit, even
+after the new owner's `_SUCCESS`: its rows are then listed twice until the next run reconciles them.
+The files that the manifest names hold every row once all the same. It does not take its file back:
+the new owner may already count its rows as done.
 """
 
 from __future__ import annotations

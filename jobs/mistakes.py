@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, time
-from pathlib import Path
 from typing import Any
+
+from pipeline.home import local_path
 
 _RIGHT = {
     "int_type": "a whole number",
@@ -86,6 +87,6 @@ def read_template(path: str, place: str) -> str:
         ValueError: it cannot be read; the sentence begins with `place`, where it was named.
     """
     try:
-        return Path(path).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError, RuntimeError) as error:  # of a home that nobody has
+        return local_path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:  # also of text that is no UTF-8, and of nobody's home
         raise ValueError(f"{place} is {path!r}, which cannot be read: {error}") from error

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from jobs.job_file import OwnDraftTable, Table, read_toml
 from jobs.published_sets import PREFIX, SOURCE, published_set
+from pipeline.home import local_path
 from pipeline.made_for import MadeFor
 
 
@@ -84,7 +85,7 @@ def read_plan(name: str) -> PlanFile:
         "model": ModelTable,
         "made": MadeTable,
     }
-    plan = read_toml(str(Path(name).expanduser()), PlanFile, tables, "plan file")
+    plan = read_toml(str(local_path(name)), PlanFile, tables, "plan file")
     if plan.model is not None:
         _check_layers(name, plan.values(), plan.model.layers)
     return plan

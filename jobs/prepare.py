@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.sources import Source
+from pipeline.home import local_path
 from pipeline.template import Template
 
 
@@ -58,7 +59,7 @@ def write_shards(
         raise ValueError(f"--rows-per-shard is {rows_per_shard}: it must be at least 1")
     if limit is not None and limit < 1:
         raise ValueError(f"--limit is {limit}: it must be at least 1")
-    folder = Path(output).expanduser()
+    folder = local_path(output)
     old = shards_in(output, overwrite)
     builder = _Builder(source.schema, columns)
     tables = _limited(_prompts(source, builder), limit)
@@ -90,7 +91,7 @@ def shards_in(output: str, overwrite: bool) -> list[Path]:
     Raises:
         ValueError: there are some, and they are to stay.
     """
-    old = sorted(Path(output).expanduser().glob("*.parquet"))
+    old = sorted(local_path(output).glob("*.parquet"))
     if old and not overwrite:
         raise ValueError(
             f"--output {output} already holds {len(old)} Parquet files: "

@@ -27,6 +27,7 @@ from jobs.plan_file import is_file
 from jobs.resolved import resolved_job
 from jobs.submission import parse_logical_date
 from pipeline.config import RunConfig
+from pipeline.home import local_path
 from pipeline.redaction import has_credentials
 
 JOB_FILE = "job.toml"
@@ -141,7 +142,7 @@ def _ship_plan(folder: Path, plan: str) -> str:
     """The name that a plan has in the folder, where its file is put if it is one."""
     if not is_file(plan):
         return plan
-    shutil.copyfile(Path(plan).expanduser(), folder / PLAN_FILE)
+    shutil.copyfile(local_path(plan), folder / PLAN_FILE)
     return PLAN_FILE
 
 

@@ -18,6 +18,8 @@ from typing import IO, Any
 
 import pyarrow as pa
 
+from pipeline.home import local_path
+
 _BATCH = 4096
 Rows = Iterator[dict[str, Any]]
 
@@ -42,7 +44,7 @@ def _files(paths: Sequence[str], endings: tuple[str, ...]) -> list[tuple[str, Pa
     """The files of paths, folders and globs, each with the name that its rows are called after."""
     found: list[Path] = []
     for path in paths:
-        place = Path(path).expanduser()
+        place = local_path(path)
         if place.is_dir():
             files = sorted(f for f in place.iterdir() if f.name.endswith(endings))
         elif place.is_file():

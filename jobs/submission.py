@@ -6,10 +6,11 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import date
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any, Literal
 
 from jobs.failures import EXIT_ERROR_ROWS, EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXIT_USAGE
+from pipeline.home import local_path
 
 # Metadata whose presence says that a job of the cluster is one of ours.
 OURS = "admg_batch"
@@ -180,7 +181,7 @@ def absolute(path: str) -> str:
     """
     if "://" in path:
         return re.sub(r"(?<=[^:/])/+$", "", path)
-    return str(Path(path).expanduser().absolute())
+    return str(local_path(path).absolute())
 
 
 def job_name(config: str | None, output: str) -> str:

@@ -9,13 +9,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pipeline.home import local_path
+
 Say = Callable[[str], None]
 
 
 def cache_dir() -> Path:
     """`$ADMG_BATCH_CACHE`, else `$XDG_CACHE_HOME/admg-batch`, else `~/.cache/admg-batch`."""
     if own := os.environ.get("ADMG_BATCH_CACHE"):
-        return Path(own).expanduser()
+        return local_path(own)
     shared = os.environ.get("XDG_CACHE_HOME")
     return (Path(shared) if shared else Path.home() / ".cache") / "admg-batch"
 

@@ -22,7 +22,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import TypeVar
 
 import pyarrow as pa
@@ -30,6 +29,7 @@ from pyarrow import fs
 
 from pipeline.errors import Fenced, StorageError
 from pipeline.foreign import os_errors, told_in_os_errors
+from pipeline.home import local_path
 from pipeline.redaction import redacted
 from pipeline.retry import PATIENCE, Patience, one_line
 from pipeline.uris import arrow_uri
@@ -59,10 +59,7 @@ def resolve(uri: str, one_put: bool = False) -> tuple[fs.FileSystem, str]:
     """
     if "://" in uri or uri.startswith("file:"):
         return _resolve_uri(uri, one_put)
-    try:
-        return fs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
-    except RuntimeError:
-        raise ValueError(f"{uri!r} is no usable path: there is no such user") from None
+    return fs.LocalFileSystem(), str(local_path(uri).absolute())
 
 
 @lru_cache(maxsize=64)  # some file systems log in

@@ -249,6 +249,9 @@ def test_bad_shards_that_are_left_out_are_exit_code_3_and_named(
     assert refused.exit_code == 2 and "torn.parquet" in refused.stderr
 
 
+NOBODY = "'~nobodyxyz/x' is no usable path: there is no such user"
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -259,7 +262,11 @@ def test_bad_shards_that_are_left_out_are_exit_code_3_and_named(
         ((*RUN, "--drop-layers", "1", "--drop-quantile", ".1"), "contradict each other"),
         ((*RUN, "--config", "none.toml"), "the job file none.toml cannot be read"),
         (("rnu",), "No such command 'rnu'"),
-        (("status", "~nobodyxyz/x"), "'~nobodyxyz/x' is no usable path: there is no such user"),
+        (("status", "~nobodyxyz/x"), NOBODY),
+        (("prepare", "demo", "--output", "~nobodyxyz/x"), NOBODY),
+        (("prepare", "jsonl", "~nobodyxyz/x", "--output", "out"), NOBODY),
+        (("submit", "--input", "~nobodyxyz/x", "--output", "out", "--model", "demo"), NOBODY),
+        ((*RUN, "--plan", "~nobodyxyz/x"), NOBODY),
     ],
 )
 def test_mistakes_are_found_before_anything_starts(

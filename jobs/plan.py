@@ -86,7 +86,7 @@ def make_plan(
     hours, pace = _hours(config, sample, manifest, rows * prompt, rows * completion)
     gpus = _gpus(config)
     return Plan(
-        shards=len({part.chunk.shard.path for part in scan.chunks}),
+        shards=len({part.chunk.shard for part in scan.chunks}),
         bad_shards=tuple(str(bad) for bad in scan.bad),
         rows=scan.rows,
         rows_left=left,

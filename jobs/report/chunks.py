@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.errors import StorageError
 from pipeline.names import SUFFIX
+from pipeline.retry import may_pass, one_line
 from pipeline.schema import RESERVED
 from pipeline.storage import Store
 
@@ -60,21 +62,32 @@ def opened(store: Store, name: str, columns: Sequence[str]) -> Iterator[pq.Parqu
 
     Raises:
         ValueError: it has not, it cannot be read, or it is gone.
+        StorageError: the storage does not answer.
     """
+    path = store.path(name)
+
+    def file_of() -> pq.ParquetFile:
+        stream = store.filesystem.open_input_file(path)
+        return pq.ParquetFile(stream, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+
     try:
-        with store.filesystem.open_input_file(store.path(name)) as stream:
-            file = pq.ParquetFile(stream, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+        file = store.trying(f"reading {path}", file_of)
+        try:
             missing = [c for c in columns if c not in file.schema_arrow.names]
             if missing:
                 raise ValueError(
                     f"{store.uri} is not the output of a run: {name} has no column {missing[0]!r}"
                 )
             yield file
+        finally:
+            file.close(force=True)
     except FileNotFoundError as error:
         raise ValueError(
             f"{store.uri} was changed while it was read: {name} is gone; give the command again"
         ) from error
     except (pa.ArrowException, OSError) as error:
+        if may_pass(error):
+            raise StorageError(f"reading {path} failed: {one_line(error)}") from error
         raise ValueError(f"{store.uri}: {name} cannot be read: {error}") from error
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from pyarrow import fs
 
+from pipeline.file_systems import resolve
 from pipeline.globs import Glob
-from pipeline.storage import resolve
 
 
 @dataclass(frozen=True, slots=True)

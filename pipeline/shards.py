@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from pipeline.errors import StorageError
+from pipeline.file_systems import resolve
 from pipeline.places import Place, files_below, locate, real_path
 from pipeline.retry import PATIENCE, Patience, may_pass, one_line
-from pipeline.storage import resolve
 
 _SUFFIXES = {".parquet", ".pq", ".parq", ""}
 _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"

@@ -22,11 +22,11 @@ from pyarrow import fs
 
 from pipeline.cache import cache_dir, made_once
 from pipeline.errors import StorageError
+from pipeline.file_systems import resolve
 from pipeline.fingerprint import identity_of, model_identity
 from pipeline.redaction import redacted
 from pipeline.retry import PATIENCE, Patience, one_line
 from pipeline.samples import Opener
-from pipeline.storage import resolve
 
 WEIGHTS = ".safetensors"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pyarrow import fs
 
 from jobs.nightly.night import Night
+from pipeline.file_systems import resolve
 from pipeline.retry import Patience
-from pipeline.storage import resolve
 
 
 def check_places(night: Night) -> None:

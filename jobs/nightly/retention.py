@@ -11,9 +11,10 @@ from pyarrow import fs
 
 from jobs.nightly.dates import date_of, folder_of
 from pipeline.errors import Locked
+from pipeline.file_systems import resolve
 from pipeline.lease import LeaseTimes, hold
 from pipeline.manifest import MANIFEST, RUN
-from pipeline.storage import Store, resolve
+from pipeline.storage import Store
 
 
 @dataclass(frozen=True, slots=True)

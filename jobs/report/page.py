@@ -17,9 +17,10 @@ from jobs.report.details import Details
 from jobs.report.render import render
 from jobs.report.text import is_secret
 from jobs.whole_file import write_whole
+from pipeline.file_systems import resolve
 from pipeline.manifest import MANIFEST, RUN
 from pipeline.redaction import redacted
-from pipeline.storage import STATE, Store, resolve
+from pipeline.storage import STATE, Store
 
 if TYPE_CHECKING:
     from jobs.report.compare import Comparison

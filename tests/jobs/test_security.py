@@ -19,10 +19,11 @@ from jobs.console import json_text, printable
 from jobs.failures import shown
 from jobs.submit import Package
 from pipeline.config import RunConfig
+from pipeline.file_systems import resolve
 from pipeline.fingerprint import Fingerprint
 from pipeline.manifest import RUN, write_run
 from pipeline.redaction import has_credentials, redacted, redacted_values
-from pipeline.storage import Store, resolve
+from pipeline.storage import Store
 from tests.pipeline.s3 import BUCKET, S3Server, environment, free_port, s3_server
 
 COMMAND = str(Path(sys.executable).with_name("admg-batch"))

@@ -10,9 +10,10 @@ import pipeline.places
 import pipeline.storage
 from pipeline.config import RunConfig
 from pipeline.errors import StorageError
+from pipeline.file_systems import resolve
 from pipeline.job import check_job
 from pipeline.retry import Patience
-from pipeline.storage import Store, resolve
+from pipeline.storage import Store
 from tests.pipeline.conftest import write_shards
 from tests.pipeline.standin import StandIn
 

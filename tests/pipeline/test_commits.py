@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import StorageError
+from pipeline.file_systems import resolve
 from pipeline.fingerprint import Fingerprint
 from pipeline.key_columns import id_keys
 from pipeline.keys import as_keys, row_key
@@ -23,7 +24,7 @@ from pipeline.manifest import read_manifest
 from pipeline.names import FileName
 from pipeline.schema import RowResult, output_schema, result_columns
 from pipeline.sink import ResultSink, commit, encode
-from pipeline.storage import Store, resolve
+from pipeline.storage import Store
 
 PRINT = Fingerprint({"model": "m", "sampling.seed": 0})
 INPUT = pa.schema([("id", pa.string())])

@@ -12,10 +12,11 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.config import RunConfig
 from pipeline.errors import StorageError
+from pipeline.file_systems import resolve
 from pipeline.retry import Patience
 from pipeline.shards import BadShard, Shard, find_shards
 from pipeline.source import open_source
-from pipeline.storage import Store, resolve
+from pipeline.storage import Store
 from tests.pipeline.conftest import write_shards
 
 

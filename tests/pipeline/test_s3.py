@@ -14,11 +14,12 @@ import pytest
 from admg.config import EngineConfig, SamplingParams
 from pipeline.config import RunConfig
 from pipeline.errors import StorageError
+from pipeline.file_systems import resolve
 from pipeline.manifest import read_manifest
 from pipeline.retry import Patience
 from pipeline.run import run
 from pipeline.shards import find_shards
-from pipeline.storage import Store, resolve
+from pipeline.storage import Store
 from tests.pipeline.s3 import BUCKET, S3Server
 from tests.pipeline.standin import StandIn, expected
 

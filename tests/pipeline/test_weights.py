@@ -21,10 +21,10 @@ from admg.config import EngineConfig, SamplingParams
 from pipeline import weights as module
 from pipeline.config import RunConfig
 from pipeline.factory import ModelFactory
+from pipeline.file_systems import resolve
 from pipeline.fingerprint import fingerprint, model_identity
 from pipeline.job import check_job
 from pipeline.run import run
-from pipeline.storage import resolve
 from pipeline.weights import RemoteCheckpoint
 from tests.pipeline.conftest import write_shards
 from tests.pipeline.s3 import BUCKET, S3Server

@@ -17,10 +17,11 @@ import pytest
 import pipeline.job
 import pipeline.storage
 from pipeline.errors import PipelineError, StorageError
+from pipeline.file_systems import resolve
 from pipeline.heartbeat import HEARTBEAT
 from pipeline.lease import LeaseTimes
 from pipeline.run import run
-from pipeline.storage import Store, resolve
+from pipeline.storage import Store
 from tests.pipeline.faults.faulty import happens, times
 from tests.pipeline.faults.killing import run_of
 from tests.pipeline.faults.oracle import check_output, config_of, prompts

@@ -93,7 +93,7 @@ def test_a_run_is_laid_out_for_the_rows_that_are_left_of_its_chunks(
     monkeypatch.setattr("pipeline.dataflow.layout_of", laid_out)
     ledger = read_ledger(job.store, config.id_column)
     with pytest.raises(LaidOutError):
-        decode(job, Cluster(4, 0, False), [(part, 3)], ledger, Tracker(None), 37)
+        decode(job, Cluster(4, 0, False), [(part, 3)], ledger, Tracker(None), 37, lambda: None)
     assert seen == [(3, most)]
 
 

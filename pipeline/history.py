@@ -24,7 +24,7 @@ def fold(store: Store, is_done: Callable[[str], bool]) -> History:
     kept with the sum, so that a crash in between counts nothing twice. Nobody else may be at work
     on this output.
     """
-    prepare_folder(store)
+    store.make_folder(FOLDER)
     names = [n for n in store.names(SUFFIX, FOLDER) if n not in (_BEFORE, _STOPPED)]
     before: dict[str, Any] = {"folded": [], "rows": {}, "deaths": 0, "explained": 0}
     if store.exists(f"{FOLDER}/{_BEFORE}"):
@@ -60,12 +60,6 @@ def fold(store: Store, is_done: Callable[[str], bool]) -> History:
     for name in (*names, _STOPPED):
         store.delete(f"{FOLDER}/{name}")
     return History(rows, *worst)
-
-
-def prepare_folder(store: Store) -> None:
-    """Make the folder where there are folders."""
-    if store.renames:
-        store.filesystem.create_dir(store.path(FOLDER), recursive=True)
 
 
 def note_stop(store: Store, run: str) -> None:

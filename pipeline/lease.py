@@ -23,7 +23,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 from pyarrow import fs
 
@@ -173,16 +172,14 @@ def _claim(store: Store, fence: int, owner: Owner) -> str | None:
     local = store.filesystem.type_name == "local"
     name = f"{fence:08d}.json" if local else f"{fence:08d}-{owner.id}.json"
     path = store.path(f"{LEASES}/{name}")
+    store.make_folder(LEASES)
     if local:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
         try:
             # Made first and filled after: only what is made is exclusive, and where making it is
             # tried again, and finds what it made before, the claim is given up, never shared.
             store.trying(f"making {path}", lambda: open(path, "x").close())
         except FileExistsError:
             return None
-    elif store.renames:
-        store.filesystem.create_dir(store.path(LEASES), recursive=True)
     _overwrite(store, f"{LEASES}/{name}", owner)
     if any(_number(other) >= fence for other in _leases(store) if other != name):
         store.delete(f"{LEASES}/{name}")

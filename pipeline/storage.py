@@ -143,6 +143,12 @@ class Store:
         with contextlib.suppress(FileNotFoundError):
             self.trying(f"deleting {path}", lambda: self.filesystem.delete_file(path))
 
+    def make_folder(self, name: str) -> None:
+        """Make a folder where there are folders; one that is there already stays."""
+        path = self.path(name)
+        if self.renames:
+            self.trying(f"making {path}", lambda: self.filesystem.create_dir(path, recursive=True))
+
     @property
     def renames(self) -> bool:
         """Whether a file appears here by a rename, and not by one PUT."""
@@ -163,7 +169,7 @@ class Store:
         """
         if self.renames:
             self._empty_rooms(keep=self.path(self.aside))
-            self.filesystem.create_dir(self.path(self.aside), recursive=True)
+            self.make_folder(self.aside)
         # Looked at last: who takes over makes a lease first and then empties the rooms, so a room
         # made too late to be emptied is one whose maker sees that lease.
         self._refuse_if_fenced()
@@ -194,8 +200,11 @@ class Store:
                 dead = self.path(f"{TEMPORARY}/dead-{uuid.uuid4().hex}")
                 # What is gone already, the run has removed that it belonged to, at its end.
                 with contextlib.suppress(FileNotFoundError):
-                    self.filesystem.move(found.path, dead)
-                    self.filesystem.delete_dir(dead)
+                    self._empty(found.path, dead)
+
+    def _empty(self, room: str, dead: str) -> None:
+        self.trying(f"emptying {room}", lambda: self.filesystem.move(room, dead))
+        self.trying(f"deleting {dead}", lambda: self.filesystem.delete_dir(dead))
 
     def write(self, name: str, data: bytes | pa.Buffer) -> None:
         """Write a file so that readers see all of it or nothing, under power loss too (local).

@@ -12,7 +12,7 @@ import torch
 from admg.config import SamplingParams
 from admg.request import Request
 from pipeline.attempts import FOLDER, NO_WORD, AttemptRecord, Deaths, Failure, History
-from pipeline.history import clear, fold, note_stop, prepare_folder
+from pipeline.history import clear, fold, note_stop
 from pipeline.quarantine import Rules, code_of, describe
 from pipeline.storage import Store
 from pipeline.survival import ActorGuard
@@ -31,7 +31,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
         uri = f"s3://{BUCKET}/{tmp_path.name}"
     store = Store(uri)
     store.prepare()
-    prepare_folder(store)
+    store.make_folder(FOLDER)
     return store
 
 

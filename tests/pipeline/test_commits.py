@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow import fs
 
 from pipeline.errors import StorageError
 from pipeline.file_systems import resolve
@@ -22,6 +23,7 @@ from pipeline.keys import as_keys, row_key
 from pipeline.ledger import check_same_job, common_schema, read_ledger
 from pipeline.manifest import read_manifest
 from pipeline.names import FileName
+from pipeline.retry import Patience
 from pipeline.schema import RowResult, output_schema, result_columns
 from pipeline.sink import ResultSink, commit, encode
 from pipeline.storage import Store
@@ -211,3 +213,28 @@ def test_input_columns_must_not_have_result_names() -> None:
 def test_an_unfinished_output_has_no_manifest(store: Store) -> None:
     with pytest.raises(ValueError, match=r"it must be a finished run's"):
         read_manifest(store.uri)
+
+
+def test_folders_too_are_made_and_emptied_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What may pass of a storage ends no run at its start either."""
+    Store(str(tmp_path), fence=1, room="-old").prepare()
+    refused: list[str] = []
+
+    class Busy:
+        def __getattr__(self, name: str) -> Any:
+            if name in ("create_dir", "move", "delete_dir") and name not in refused:
+                refused.append(name)
+                return self._refuse
+            return getattr(local, name)
+
+        def _refuse(self, *_: object, **__: object) -> None:
+            raise OSError(errno.ESTALE, "Stale file handle")
+
+    local, busy = fs.LocalFileSystem(), Busy()
+    monkeypatch.setattr(Store, "filesystem", property(lambda _: busy))
+    store = Store(str(tmp_path), fence=2, patience=Patience(60, first=0.001, longest=0.001))
+    store.prepare()
+    assert refused == ["move", "delete_dir", "create_dir"]
+    assert [p.name for p in (tmp_path / "_admg" / "tmp").iterdir()] == ["00000002"]

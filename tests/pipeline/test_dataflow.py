@@ -12,11 +12,11 @@ import pytest
 import ray
 
 import pipeline.dataflow
-from pipeline.attempts import AttemptRecord, Failure
+from pipeline.attempts import FOLDER, AttemptRecord, Failure
 from pipeline.counters import Counters, Reading
 from pipeline.dataflow import _board
 from pipeline.errors import DEADLINE, PipelineError, StorageError
-from pipeline.history import fold, prepare_folder
+from pipeline.history import fold
 from pipeline.job import Job
 from pipeline.keys import row_key
 from pipeline.oversight import Stalled
@@ -33,7 +33,7 @@ def prepared(output: str) -> Store:
     """An output that can be written to."""
     store = Store(output)
     store.prepare()
-    prepare_folder(store)
+    store.make_folder(FOLDER)
     return store
 
 

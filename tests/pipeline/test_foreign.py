@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,13 @@ from pipeline.config import RunConfig
 from pipeline.errors import StorageError
 from pipeline.file_systems import resolve
 from pipeline.retry import Patience
+from pipeline.run import run
 from pipeline.shards import BadShard, Shard, find_shards
 from pipeline.source import open_source
 from pipeline.storage import Store
 from tests.pipeline.conftest import write_shards
+from tests.pipeline.faults.oracle import check_output, config_of, prompts
+from tests.pipeline.standin import StandIn
 
 
 class ServerDisconnectedError(Exception):
@@ -143,3 +147,18 @@ def test_such_a_storage_is_one_file_system(uri: str) -> None:
         assert stream.read(4) == b"PAR1"
     config = RunConfig(input=(uri,), output="out", model="model")
     assert open_source(config).scan(config).rows == 1
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_run_on_it_and_its_resume(tmp_path: Path) -> None:
+    """`local://` is a disk to fsspec and nothing to pyarrow: every process comes to it that way."""
+    table = prompts(24)
+    config = config_of(tmp_path, table.slice(0, 16))
+    there = f"local://{tmp_path}"
+    config = replace(config, input=(f"{there}/in",), output=f"{there}/out", max_rows_per_file=0)
+    assert run(config, engine_factory=StandIn()).rows_ok == 16
+    write_shards(tmp_path / "in", [table.slice(0, 16), table.slice(16)])
+    log = StandIn(log=str(tmp_path / "log"))
+    assert run(config, engine_factory=log).rows_reused == 16
+    assert len(log.submitted()) == 8
+    check_output(replace(config, output=str(tmp_path / "out")), table)

@@ -102,6 +102,9 @@ class _Callback:
         if isinstance(oversight, Oversight):
             outputs = sum(op.metrics.num_outputs_taken for op in executor._topology)
             oversight.step(outputs, time.monotonic())
+        for op in executor._topology:
+            # For `Dataset.stats()`, which nobody asks here: memory for every block that there was.
+            getattr(op, "_output_blocks_stats", []).clear()
 
     def after_execution_succeeds(self, executor: Any) -> None:
         """Nothing to do."""

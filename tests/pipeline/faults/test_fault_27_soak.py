@@ -36,9 +36,10 @@ def test_fault_27_a_hundred_thousand_rows_with_kills_and_flat_memory(tmp_path: P
     record = soak(
         tmp_path, 100_000, "--kills", "1000", "--every", "10", "--step", "0.002", "--drivers", "0"
     )
-    assert record["actors"] > 3  # type: ignore[operator]
+    # About every ten seconds, where an actor was there to be killed.
+    assert record["actors"] >= record["seconds"] / 20  # type: ignore[operator]
     mib = [m for _, m in record["memory"]]
     assert len(mib) > 60
     # The first third holds starting, and the blocks in flight filling up.
     third = len(mib) // 3
-    assert statistics.median(mib[-third:]) < 1.25 * statistics.median(mib[third : 2 * third])
+    assert statistics.median(mib[-third:]) < 1.05 * statistics.median(mib[third : 2 * third])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from pipeline.errors import RowError
 from pipeline.factory import EngineFactory, ModelFactory
 from pipeline.job import Job, check_job
 from pipeline.ledger import read_ledger
-from pipeline.manifest import MANIFEST
+from pipeline.manifest import read_manifest
 from pipeline.prepare import prepare_rows
 from pipeline.prompts import PromptEncoder
 from pipeline.run import pending_chunks
@@ -104,12 +103,10 @@ def make_plan(
 
 
 def _manifest(job: Job) -> dict[str, Any]:
-    if not job.store.exists(MANIFEST):
-        return {}
     try:
-        return dict(json.loads(job.store.read(MANIFEST)))
-    except ValueError:
-        return {}  # the run itself replaces a damaged one
+        return read_manifest(job.store.uri)
+    except ValueError:  # there is none, or it is damaged, which the run itself says
+        return {}
 
 
 def _picked(job: Job, parts: Sequence[ScannedChunk], done: KeySet) -> Iterator[pa.Table]:

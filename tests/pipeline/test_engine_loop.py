@@ -182,12 +182,21 @@ class Late(Notes):
         now = time.monotonic()
         return [Watched(r.key, now, float(r.key.split()[1])) for r in requests]
 
+    def died(self, failure: Failure) -> None:
+        if self.failure is None:
+            super().died(failure)
+
 
 class Endless(StandInEngine):
-    """It goes on, but these rows do not end; the others do."""
+    """It goes on, but these rows do not end; the others do. Until it is noted to be dead."""
+
+    def __init__(self, notes: Notes) -> None:
+        super().__init__(StandIn())
+        self._notes = notes
 
     def step(self) -> list[Completion]:
-        time.sleep(0.001)
+        if self._notes.dead.wait(timeout=0.001):
+            raise RuntimeError("the thread would go on for all tests that follow")
         self._made += 1
         while self._waiting:
             handle, request = self._waiting.popleft()
@@ -209,9 +218,10 @@ def test_only_a_row_that_had_the_engine_to_itself_is_late_alone(
     names: list[str], alone: bool
 ) -> None:
     notes = Late()
-    loop = EngineLoop(lambda: Endless(StandIn()), None, notes, watch_seconds=0.01)
-    loop.submit([(request(name), None) for name in names])
-    assert notes.dead.wait(timeout=30)
+    loop = EngineLoop(lambda: Endless(notes), None, notes, watch_seconds=0.01)
+    futures = loop.submit([(request(name), None) for name in names])
+    with pytest.raises(EngineDied):
+        futures[0].result(timeout=30)
     assert notes.failure is not None
     assert (notes.failure.rows, notes.failure.alone) == (("slow 0.05",), alone)
     assert notes.failure.message.endswith("it does not end")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
 
+import pipeline.survival
 from admg.request import Completion
 from pipeline.counters import Board, Counters
 from pipeline.device import NoDeviceError
@@ -63,7 +65,9 @@ def test_who_finds_no_gpu_waits_for_those_who_may() -> None:
 
 def test_an_actor_that_waits_loads_once_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
-    monkeypatch.setattr(time, "sleep", slept.append)
+    # Its own clock alone: other threads of this process sleep, too.
+    clock = SimpleNamespace(sleep=slept.append, monotonic=time.monotonic)
+    monkeypatch.setattr(pipeline.survival, "time", clock)
     left = [1, 1, 1]
 
     def build() -> StandInEngine:

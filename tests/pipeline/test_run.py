@@ -208,7 +208,7 @@ def test_an_engine_that_is_gone_loses_nothing_and_what_is_committed_is_not_redon
         if any(Path(config.output).glob("*.parquet")):
             fuse.touch()
 
-    factory = StandIn(fuse=str(fuse), die_after=20, step_seconds=0.1)
+    factory = StandIn(fuse=str(fuse), die_after=20, step_seconds=0.2)
     with pytest.raises(
         PipelineError, match=r"could not be loaded: OSError: the stand-in's weights"
     ):

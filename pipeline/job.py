@@ -14,12 +14,11 @@ from admg.checkpoint import load_dtype
 from pipeline.config import Dtype, RunConfig
 from pipeline.factory import EngineFactory, ModelFactory
 from pipeline.fingerprint import Fingerprint, fingerprint
-from pipeline.ledger import check_same_job, read_columns
+from pipeline.ledger import check_same_job, fingerprint_of
 from pipeline.names import SUFFIX, FileName
 from pipeline.places import locate
 from pipeline.retry import Patience
 from pipeline.schema import output_schema
-from pipeline.sink import FINGERPRINT_KEY
 from pipeline.source import Source, open_source
 from pipeline.storage import Store
 
@@ -95,13 +94,7 @@ def _with_dtype(
 def _begun_with(store: Store) -> Mapping[str, Any]:
     """The settings, by name, that an output's files were made with; none where there are none."""
     name = next((name for name in store.names(SUFFIX) if FileName.parse(name)), None)
-    if name is None:
-        return {}
-    metadata = read_columns(store, name, []).schema.metadata or {}
-    try:
-        return Fingerprint.from_json(metadata.get(FINGERPRINT_KEY, b"{}")).fields
-    except ValueError:  # `check_same_job` says which file it is
-        return {}
+    return {} if name is None else fingerprint_of(store, name).fields
 
 
 def _today() -> str:

@@ -258,13 +258,23 @@ def check_same_job(store: Store, fingerprint: Fingerprint) -> None:
             )
         by_digest.setdefault(parsed.digest, name)
     for name in by_digest.values():
-        old = _of_file(store, name, _fingerprint)
+        old = fingerprint_of(store, name)
         differences = fingerprint.differences(old)
         if differences:
             raise ValueError(
                 f"output is {store.uri!r}: it holds rows of another configuration: "
                 f"{'; '.join(differences)}. Choose another output, or the old settings"
             )
+
+
+def fingerprint_of(store: Store, name: str) -> Fingerprint:
+    """The fingerprint of the job that wrote a file.
+
+    Raises:
+        ValueError: the file cannot be read, by name.
+        StorageError: the storage does not answer.
+    """
+    return _of_file(store, name, _fingerprint)
 
 
 def _fingerprint(stream: pa.NativeFile) -> Fingerprint:

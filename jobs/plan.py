@@ -68,7 +68,7 @@ def make_plan(
     job = check_job(config, factory)
     scan = job.source.scan(config)
     ledger = read_ledger(job.store, config.id_column)
-    done = ledger.only_ok() if config.retry_failed else ledger
+    done = ledger.done(config.retry_failed)
     pending = pending_chunks(job, scan.chunks, ledger, done)
     left = sum(rows for _, rows in pending)
     encoded = _encoded(job, _picked(job, [part for part, _ in pending], done.keys()))

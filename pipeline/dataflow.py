@@ -69,7 +69,7 @@ def decode(
     tokens = _most_tokens(job, [part for part, _ in pending])
     measured, choices = measured_speed(job.store), Choices(job.store)
     known = ledger  # of rows that are tried again nothing is remembered but what comes from now on
-    ledger = _that_counts(job, ledger)
+    ledger = ledger.done(job.config.retry_failed)
     launched = 1
     while True:
         layout = layout_of(job.config, rows, cluster, launched > 1, measured, tokens)
@@ -98,7 +98,7 @@ def decode(
             choices.keep(board.explanations())
         launched += 1
         earlier = ledger.rows
-        known = ledger = _that_counts(job, read_ledger(job.store, job.config.id_column))
+        known = ledger = read_ledger(job.store, job.config.id_column).done(job.config.retry_failed)
         rows -= ledger.rows - earlier
         cluster = Cluster.now(cluster.local)
     clear(job.store)
@@ -118,11 +118,6 @@ def _board(actors: int) -> ToBoard:
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board = ray.remote(num_cpus=0, max_restarts=-1)(Board)
     return ToBoard(board.options(scheduling_strategy=here).remote(actors))
-
-
-def _that_counts(job: Job, ledger: Ledger) -> Ledger:
-    """The rows that are not decoded again."""
-    return ledger.only_ok() if job.config.retry_failed else ledger
 
 
 def _has_others(error: Exception, board: ToBoard) -> bool:

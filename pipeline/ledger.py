@@ -94,6 +94,10 @@ class Ledger:
         files = tuple(replace(f, bytes=sizes.get(f.name, f.bytes)) for f in self.files)
         return replace(self, files=files)
 
+    def done(self, retry_failed: bool) -> Ledger:
+        """The rows that are not decoded again."""
+        return self.only_ok() if retry_failed else self
+
     def only_ok(self) -> Ledger:
         """The rows that have a completion: what counts where failures are tried again."""
         rows = self.ok

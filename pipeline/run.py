@@ -121,7 +121,7 @@ def _run(job: Job, scan: Scan, lease: Lease, tracker: Tracker, started: str) -> 
     ledger = read_ledger(job.store, config.id_column)
     job = replace(job, schema=common_schema(job.store, ledger, job.schema))
     warn_of_lost_files(job.store, ledger)
-    done = ledger.only_ok() if config.retry_failed else ledger
+    done = ledger.done(config.retry_failed)
     pending = pending_chunks(job, scan.chunks, ledger, done)
     _check_fits(job, [part for part, _ in pending])
     total = scan.rows

@@ -78,7 +78,7 @@ def look_at(night: Night, day: date) -> Outlook:
     source = open_source(config)
     scan = source.scan(config)
     ledger = read_ledger(Store(configuration(night, day).output), config.id_column)
-    done = (ledger.only_ok() if config.retry_failed else ledger).ids()
+    done = ledger.done(config.retry_failed).ids()
     left = sum(int(np.count_nonzero(~done.contains(part.ids))) for part in scan.chunks)
     cutter = Cutter(night.factory.tokenizer(), night.budget)
     chunks = [part.chunk for part in scan.chunks]

@@ -11,6 +11,7 @@ import ray
 from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipeline.apart import TokenizeApart
 from pipeline.audit import Audit
 from pipeline.blocks import measured_speed
 from pipeline.choices import Choices
@@ -33,7 +34,7 @@ from pipeline.reasons import is_shrunk, is_stalled, is_without_device, reason_of
 from pipeline.shared import Shared, ToBoard
 from pipeline.sink import CommittedFile, ResultSink
 from pipeline.source import ScannedChunk
-from pipeline.stages import Detokenize, Tokenize
+from pipeline.stages import Detokenize
 from pipeline.survival import Safety
 
 _ACTORS_PER_TOKENIZER = 4
@@ -189,7 +190,7 @@ def _dataset(
         .map_batches(prepare, batch_size=None, **arrow)
         .repartition(target_num_rows_per_block=layout.rows_per_call)
         .map_batches(
-            Tokenize,
+            TokenizeApart,
             fn_constructor_args=(factory, config.prompt, job.limit, law),
             compute=ActorPoolStrategy(size=-(-layout.actors // _ACTORS_PER_TOKENIZER)),
             batch_size=layout.rows_per_call,

@@ -18,6 +18,7 @@ from pipeline.choices import Choices
 from pipeline.chunks import Chunk
 from pipeline.cluster import Cluster, data_context
 from pipeline.counters import Board
+from pipeline.dealing import Dealing
 from pipeline.decode import Decode
 from pipeline.errors import PipelineError
 from pipeline.factory import ModelFactory
@@ -188,6 +189,7 @@ def _dataset(
     return (
         job.source.dataset(chunks, config.allow_bad_shards)
         .map_batches(prepare, batch_size=None, **arrow)
+        .map_batches(Dealing(layout.actors, layout.held), batch_size=None, **arrow)
         .repartition(target_num_rows_per_block=layout.rows_per_call)
         .map_batches(
             TokenizeApart,

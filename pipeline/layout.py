@@ -35,6 +35,11 @@ class Layout:
     needs: dict[str, float]
 
     @property
+    def held(self) -> int:
+        """Rows that an actor may have at once."""
+        return self.in_flight * self.rows_per_call
+
+    @property
     def gathers(self) -> bool:
         """Whether a block is committed that came from several calls."""
         return self.rows_per_call < self.rows_per_block

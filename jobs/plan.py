@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,10 @@ import numpy as np
 import pyarrow as pa
 
 from jobs.measured_sample import PROMPTS, Sample, measure
+from pipeline.actors import actors_for
+from pipeline.cluster import Cluster
 from pipeline.config import RunConfig
+from pipeline.cores import usable_cores
 from pipeline.errors import RowError
 from pipeline.factory import EngineFactory, ModelFactory
 from pipeline.job import Job, check_job
@@ -82,8 +86,13 @@ def make_plan(
     manifest = _manifest(job)
     completion, basis = _completion_tokens(config, sample, manifest)
     rows = left * share
-    hours, pace = _hours(config, sample, manifest, rows * prompt, rows * completion)
     gpus = _gpus(config)
+    machine = Cluster(usable_cores(), gpus, not os.environ.get("RAY_ADDRESS"))
+    actors = actors_for(config, factory, left, machine)
+    tokens = rows * prompt, rows * completion
+    # On the CPUs of one machine the sample had all of them, and so have the actors together.
+    paces = 1 if machine.local and not gpus else actors
+    hours, pace = _hours(config, actors, paces, sample, manifest, *tokens)
     return Plan(
         shards=len({part.chunk.shard for part in scan.chunks}),
         bad_shards=tuple(str(bad) for bad in scan.bad),
@@ -93,10 +102,10 @@ def make_plan(
         share_of_error_rows=1 - share,
         prompt_tokens_left=round(rows * prompt),
         completion_tokens_left=round(rows * completion),
-        actors=config.actors,
+        actors=actors,
         gpus_per_actor=gpus,
         hours=hours,
-        gpu_hours=None if hours is None else hours * config.actors * gpus,
+        gpu_hours=None if hours is None else hours * actors * gpus,
         basis=(basis, pace) if left else (),
         sample=sample,
     )
@@ -162,27 +171,33 @@ def _completion_tokens(
 
 def _hours(
     config: RunConfig,
+    actors: int,
+    paces: int,
     sample: Sample | None,
     manifest: dict[str, Any],
     prompt_tokens: float,
     completion_tokens: float,
 ) -> tuple[float | None, str]:
-    """Hours for so many tokens, and what the pace is known from."""
+    """Hours for so many tokens, and what the pace is known from.
+
+    So many `paces` of the sample's have the `actors` together.
+    """
     if sample is not None and sample.decode_tokens_per_second:
         seconds = completion_tokens / sample.decode_tokens_per_second
         if sample.prefill_tokens_per_second:
             seconds += prompt_tokens / sample.prefill_tokens_per_second
+        each = f" for each of {paces} actors" if paces > 1 else ""
         pace = (
-            "the sample's pace for every actor; another machine, or up to "
+            f"the sample's pace{each}; another machine, or up to "
             f"{config.engine.max_num_seqs} sequences together, have another"
         )
-        return seconds / config.actors / 3600, pace
+        return seconds / paces / 3600, pace
     last = manifest.get("run", {})
     speed = last.get("tokens_per_second")
     if speed:
-        actors = last.get("config", {}).get("actors") or config.actors
-        speed *= config.actors / actors
-        pace = f"the {last['tokens_per_second']:.1f} tokens/s of the last run, of {actors} actors"
+        before = last.get("config", {}).get("actors") or actors
+        speed *= actors / before
+        pace = f"the {last['tokens_per_second']:.1f} tokens/s of the last run, of {before} actors"
         return completion_tokens / speed / 3600, pace
     return None, "no pace: there is no sample, and no earlier run of this output"
 

@@ -18,7 +18,12 @@ _GPU_SPEED, _CPU_SPEED = 500.0, 30.0
 
 
 def rows_per_block(
-    config: RunConfig, rows: int, gpus: float, measured: float | None, tokens: int | None = None
+    config: RunConfig,
+    rows: int,
+    gpus: float,
+    measured: float | None,
+    tokens: int | None = None,
+    actors: int = 1,
 ) -> int:
     """Rows committed together: as configured, or what takes an actor a few minutes at most.
 
@@ -32,12 +37,13 @@ def rows_per_block(
         gpus: for each actor.
         measured: tokens a second of one actor in an earlier run of this job, where there was one.
         tokens: the longest completion that a row may have (None: the job's `max_tokens`).
+        actors: that there are.
     """
     if config.rows_per_block is not None:
         return config.rows_per_block
     speed = measured or (_GPU_SPEED if gpus else _CPU_SPEED)
     in_time = speed * _BLOCK_SECONDS / (tokens or config.sampling.max_tokens)
-    share = rows / (config.actors * _BLOCKS_EACH)
+    share = rows / (actors * _BLOCKS_EACH)
     return max(1, min(_MOST_ROWS, int(in_time), int(share)))
 
 
@@ -53,13 +59,16 @@ def rows_per_call(config: RunConfig, committed: int) -> int:
     return -(-committed // parts)
 
 
-def calls_in_flight(config: RunConfig, rows: int) -> int:
+def calls_in_flight(config: RunConfig, rows: int, share: int | None = None) -> int:
     """Calls with so many rows that one actor works on at once.
 
     One beyond twice the batch: the batch then stays full while the last rows of a call are still
-    running. An actor that dies has to redo at most these.
+    running. An actor that dies has to redo at most these. Of a small job no more than the `share`
+    of an actor, in rows: the first that has loaded its model would take it all.
     """
-    return min(_MOST_CALLS, 1 + -(-2 * config.engine.max_num_seqs // rows))
+    usual = 1 + -(-2 * config.engine.max_num_seqs // rows)
+    most = usual if share is None else max(1, share // rows)
+    return min(_MOST_CALLS, usual, most)
 
 
 def measured_speed(store: Store) -> float | None:

@@ -71,6 +71,7 @@ class RunConfig:
     """One job: input shards, output folder, model, prompts, the law and the machine's share.
 
     `input` holds files, folders or globs, each a path or any URI that pyarrow.fs understands.
+    `actors` None takes what suits the machine (`pipeline.actors`).
     `gpus_per_actor` None takes 1 where the cluster has GPUs; a part of one needs a KV budget.
     `rows_per_block` rows are committed together, in one file; None takes what one actor does in a
     few minutes.
@@ -105,7 +106,7 @@ class RunConfig:
     prompt: PromptConfig = field(default_factory=PromptConfig)
     sampling: SamplingParams = field(default_factory=SamplingParams)
     engine: EngineConfig = field(default_factory=EngineConfig)
-    actors: int = 1
+    actors: int | None = None
     gpus_per_actor: float | None = None
     dtype: Dtype = "auto"
     rows_per_block: int | None = None
@@ -134,7 +135,7 @@ class RunConfig:
         twice = len(set(self.keep)) < len(self.keep)
         refuse(twice, "keep", self.keep, "columns named once each")
         refuse(self.id_column in self.keep, "keep", self.keep, "without the id column")
-        refuse(self.actors < 1, "actors", self.actors, "at least 1")
+        refuse(self.actors is not None and self.actors < 1, "actors", self.actors, "at least 1")
         refuse(
             self.gpus_per_actor is not None and not 0 <= self.gpus_per_actor < inf,
             "gpus_per_actor",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
 from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipeline.actors import actors_for
 from pipeline.apart import TokenizeApart
 from pipeline.audit import Audit
 from pipeline.blocks import measured_speed
@@ -38,12 +39,22 @@ from pipeline.source import ScannedChunk
 from pipeline.stages import Detokenize
 from pipeline.survival import Safety
 
-_ACTORS_PER_TOKENIZER = 4
 _LAUNCHES = 5
 # A machine that is replaced comes back within this. The other actors work meanwhile.
 _GRACE_SECONDS = 600.0
 # Tokens that a prompt may have where the model sets no limit.
 _LONG_PROMPT = 32768
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What came of it: tokens per second of all actors, and how many there were.
+
+    It is the speed from the first loaded model on, and since the last start on what was left.
+    """
+
+    tokens_per_second: float
+    actors: int
 
 
 def decode(
@@ -54,14 +65,11 @@ def decode(
     tracker: Tracker,
     reused: int,
     begin: Callable[[], None],
-) -> float:
+) -> Decoded:
     """Decode and commit what is pending: chunks, each with how many of its rows are to do.
 
     `begin` is called when nothing stands against that any more. A cluster that loses machines or
     GPUs for good makes the run start the rest again on what is left.
-
-    Returns:
-        Tokens per second, from the first loaded model on and since the last such start.
 
     Raises:
         ValueError: the machine started here cannot hold the actors that are asked for.
@@ -72,9 +80,11 @@ def decode(
     measured, choices = measured_speed(job.store), Choices(job.store)
     known = ledger  # of rows that are tried again nothing is remembered but what comes from now on
     ledger = ledger.done(job.config.retry_failed)
+    actors = actors_for(job.config, job.factory, rows, cluster)
     launched = 1
     while True:
-        layout = layout_of(job.config, rows, cluster, launched > 1, measured, tokens)
+        shrunk = launched > 1
+        layout = layout_of(job.config, rows, cluster, shrunk, measured, tokens, actors)
         if launched == 1:
             begin()
         board = _board(layout.actors)
@@ -105,7 +115,8 @@ def decode(
         cluster = Cluster.now(cluster.local)
     clear(job.store)
     made = sum(file.completion_tokens for file in files)
-    return ratio(made, tracker.decoding_seconds - before) or 0.0
+    speed = ratio(made, tracker.decoding_seconds - before) or 0.0
+    return Decoded(speed, layout.actors)
 
 
 def _most_tokens(job: Job, parts: Sequence[ScannedChunk]) -> int:
@@ -147,7 +158,7 @@ def _execute(
         with Watch(board.board, tracker, reused, oversight.tell):
             # As many as Detokenize has: else Ray would not do both in one task.
             dataset.write_datasink(
-                sink, ray_remote_args={"num_cpus": LIGHT}, concurrency=layout.actors
+                sink, ray_remote_args={"num_cpus": LIGHT}, concurrency=layout.writers
             )
     return sink.files
 
@@ -194,7 +205,7 @@ def _dataset(
         .map_batches(
             TokenizeApart,
             fn_constructor_args=(factory, config.prompt, job.limit, law),
-            compute=ActorPoolStrategy(size=-(-layout.actors // _ACTORS_PER_TOKENIZER)),
+            compute=ActorPoolStrategy(size=layout.tokenizers),
             batch_size=layout.rows_per_call,
             num_cpus=LIGHT if layout.cpus else 0.0,
             **arrow,
@@ -214,9 +225,7 @@ def _dataset(
         )
         .map_batches(
             Detokenize(factory, job.schema),
-            # Rows that end together are written one after another: each further process would
-            # take seconds of the engine's CPUs to start, and a block takes hundredths of one.
-            compute=TaskPoolStrategy(layout.actors),
+            compute=TaskPoolStrategy(layout.writers),
             # Rows wait for others only where a call has less than a block.
             batch_size=layout.rows_per_block if layout.gathers else None,
             num_cpus=LIGHT,

@@ -18,6 +18,7 @@ from admg.explanation import Explanation
 from admg.request import Completion, Request
 from admg.stats import EngineCounters
 from pipeline.config import Dtype, RunConfig
+from pipeline.cores import usable_cores
 from pipeline.day import asks_for_day, with_day
 from pipeline.fingerprint import model_identity
 from pipeline.made_for import MadeFor
@@ -189,6 +190,14 @@ class ModelFactory:
         """The checkpoint's tokenizer."""
         return ModelTokenizer(self._folder(weights=False), self.date)
 
+    def weights_bytes(self) -> int:
+        """Bytes of the checkpoint's weights, as they are stored."""
+        if self.remote is not None:
+            return self.remote.weights_bytes
+        from admg.checkpoint import checkpoint_files
+
+        return sum(file.stat().st_size for file in checkpoint_files(self.path))
+
     def is_dated(self) -> bool:
         """Whether the chat template asks for the day: its prompts are others tomorrow."""
         return asks_for_day(Path(self._folder(weights=False)))
@@ -204,7 +213,7 @@ class ModelFactory:
 
         threads = self.threads
         if threads is None and self.cpu_share is not None:
-            threads = max(1, len(os.sched_getaffinity(0)) // self.cpu_share)
+            threads = max(1, usable_cores() // self.cpu_share)
         if threads is not None:
             torch.set_num_threads(threads)
         engine = self.engine

@@ -14,6 +14,8 @@ from pipeline.config import RunConfig
 # its own default), tokenizers and writing share another.
 LIGHT = 0.25
 _CPUS_BESIDE_ACTORS = 2
+_ACTORS_PER_TOKENIZER = 4
+_ACTORS_PER_WRITER = 4
 _STALL_SECONDS = 1800.0
 
 
@@ -35,6 +37,20 @@ class Layout:
     needs: dict[str, float]
 
     @property
+    def tokenizers(self) -> int:
+        """Actors that tokenise."""
+        return -(-self.actors // _ACTORS_PER_TOKENIZER)
+
+    @property
+    def writers(self) -> int:
+        """Processes that commit blocks.
+
+        Blocks that end together are written one after another: each further process would take
+        seconds of the engine's CPUs to start, and a block takes hundredths of one.
+        """
+        return -(-self.actors // _ACTORS_PER_WRITER)
+
+    @property
     def held(self) -> int:
         """Rows that an actor may have at once."""
         return self.in_flight * self.rows_per_call
@@ -52,32 +68,35 @@ def layout_of(
     shrunk: bool,
     measured: float | None = None,
     tokens: int | None = None,
+    actors: int | None = None,
 ) -> Layout:
     """The layout for so many rows on this cluster; on one that has `shrunk`, for what is left.
 
-    `measured` and `tokens` are as for `rows_per_block`.
+    `measured` and `tokens` are as for `rows_per_block`; `actors` is how many there are, where the
+    configuration leaves it open (None: one).
 
     Raises:
         ValueError: actors that the machine started here cannot hold (a cluster may still grow), or
             draft weights that there are no kernels for, on GPUs or on CPUs.
     """
+    actors = config.actors or actors or 1
     gpus = gpus_per_actor(config, cluster)
     if config.engine.draft.low_bit is not None:
         device = "cuda" if gpus else "cpu"
         check_low_bit(config.engine.draft.low_bit, device, load_dtype(config.dtype, device))
-    actors = config.actors
     if shrunk and gpus:
         actors = max(1, min(actors, int(cluster.gpus // gpus)))
     # Where actors would hold every CPU, reading and writing could never start.
     roomy = cluster.cpus >= actors + _CPUS_BESIDE_ACTORS
     cpus = 1.0 if roomy and not gpus else 0.0
-    block = rows_per_block(config, rows, gpus, measured, tokens)
+    block = rows_per_block(config, rows, gpus, measured, tokens, actors)
     call = rows_per_call(config, block)
+    calls = calls_in_flight(config, call, rows // actors)
     needs = {
         "CPU": min(actors * cpus + _CPUS_BESIDE_ACTORS, cluster.cpus),
         "GPU": min(actors * gpus, cluster.gpus),
     }
-    return Layout(actors, cpus, gpus, block, call, calls_in_flight(config, call), needs)
+    return Layout(actors, cpus, gpus, block, call, calls, needs)
 
 
 def gpus_per_actor(config: RunConfig, cluster: Cluster) -> float:
@@ -89,9 +108,10 @@ def gpus_per_actor(config: RunConfig, cluster: Cluster) -> float:
     gpus = config.gpus_per_actor
     if gpus is None:
         gpus = 1.0 if cluster.gpus else 0.0
-    if cluster.local and gpus * config.actors > cluster.gpus:
+    actors = config.actors or 1
+    if cluster.local and gpus * actors > cluster.gpus:
         raise ValueError(
-            f"actors is {config.actors} with {gpus:g} GPUs each: it must fit the "
+            f"actors is {actors} with {gpus:g} GPUs each: it must fit the "
             f"{cluster.gpus:g} GPUs of this machine"
         )
     return gpus

@@ -86,6 +86,11 @@ class RemoteCheckpoint:
             raise ValueError(f"model is {name!r}: it cannot be read: {reason}") from error
         return cls(uri, files, identity)
 
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of the weights, as they are stored."""
+        return sum(size for name, size in self.files.items() if name.endswith(WEIGHTS))
+
     def folder(self, *, weights: bool = True) -> Path:
         """The checkpoint's folder on this machine, copied by the first process that asks.
 

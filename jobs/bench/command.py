@@ -171,9 +171,10 @@ def drops(ctx: click.Context, drop: tuple[int, ...], draft_tokens: int, **flags:
 def _bench(ctx: click.Context, flags: dict[str, Any], markdown: bool = False) -> None:
     from jobs.bench.process import WorkerError
     from jobs.bench.runner import check, run
-    from jobs.bench.settings import Settings, usable_cores
+    from jobs.bench.settings import Settings
     from jobs.bench.show import record, write_record
     from jobs.bench.systems import parse_systems
+    from pipeline.cores import usable_cores
 
     given = only_given(flags)
     explain = given.pop("explain", False)

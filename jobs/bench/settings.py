@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
 from jobs.bench.systems import PLAIN, System
 from jobs.whole_file import check_folder
+from pipeline.cores import usable_cores
 
 MAX_BATCH = 1024
 
@@ -67,13 +67,6 @@ class Settings:
     def cells(self) -> list[Cell]:
         """The grid, workload by workload."""
         return [Cell(*c) for c in product(self.workloads, self.batches, self.temperatures)]
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _check(what: str, good: bool, right: str) -> None:

@@ -22,6 +22,8 @@ from click.testing import CliRunner
 
 from jobs.cli import main
 from jobs.options import ExampleGroup
+from pipeline.cores import usable_cores
+from pipeline.manifest import MANIFEST
 
 COMMAND = str(Path(sys.executable).with_name("admg-batch"))
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -71,11 +73,14 @@ def test_good_and_bad_rows_from_prepare_to_report(admg_batch: Run, tmp_path: Pat
     pq.write_table(pa.table(bad | {"topic": ["a", "b", "c"]}), tmp_path / "in" / "bad.parquet")
     run = ("run", "--input", "in", "--output", "out", "--model", "demo", "--chat")
     run += ("--max-tokens", 12, "--keep", "topic", "--drop-layers", 4, *ONE_THREAD)
+    run += ("--max-num-seqs", 4)  # two batches: each of two cores has an actor
     done = admg_batch(*run)
     assert done.returncode == 3, done.stderr
     assert "Traceback" not in done.stderr
     assert "6 ok, 3 error" in done.stdout and "One row" in done.stdout
 
+    manifest = json.loads((tmp_path / "out" / MANIFEST).read_text())
+    assert manifest["run"]["config"]["actors"] == min(2, usable_cores())
     rows = rows_by_id(tmp_path / "out")
     assert len(rows) == 9
     for name, row in rows.items():

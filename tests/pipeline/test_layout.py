@@ -26,6 +26,7 @@ from tests.pipeline.standin import CONTEXT, StandIn
 
 BASE = RunConfig(input=("in",), output="out", model="model")
 MILLION = 10**6
+HERE = Cluster(16, 0, False)
 
 
 @pytest.mark.parametrize(
@@ -34,6 +35,23 @@ MILLION = 10**6
 def test_calls_in_flight_hold_more_than_twice_the_batch(seqs: int, rows: int, blocks: int) -> None:
     config = replace(BASE, engine=EngineConfig(max_num_seqs=seqs))
     assert calls_in_flight(config, rows) == blocks
+    assert calls_in_flight(config, rows, MILLION) == blocks
+
+
+@pytest.mark.parametrize(("share", "calls"), [(100, 5), (36, 4), (27, 3), (7, 1), (0, 1)])
+def test_no_actor_holds_more_than_its_share_of_a_small_job(share: int, calls: int) -> None:
+    assert calls_in_flight(BASE, 8, share) == calls
+
+
+def test_a_layout_with_several_actors_shares_rows_tokenizers_and_writers() -> None:
+    config = replace(BASE, sampling=SamplingParams(max_tokens=64))
+    one, nine = (layout_of(config, 100, HERE, False, None, None, actors) for actors in (1, 9))
+    assert (one.actors, one.rows_per_block, one.held) == (1, 12, 48)
+    assert (one.tokenizers, one.writers) == (1, 1)
+    assert (nine.actors, nine.rows_per_block, nine.held) == (9, 1, 11)
+    assert (nine.tokenizers, nine.writers) == (3, 3)
+    asked = layout_of(replace(config, actors=2), 100, HERE, False, None, None, 9)
+    assert asked.actors == 2
 
 
 @pytest.mark.parametrize(
@@ -52,9 +70,10 @@ def test_calls_in_flight_hold_more_than_twice_the_batch(seqs: int, rows: int, bl
 def test_a_block_takes_minutes_and_every_actor_gets_several(
     tokens: int, rows: int, actors: int, gpus: float, measured: float | None, expected: int
 ) -> None:
-    config = replace(BASE, sampling=SamplingParams(max_tokens=tokens), actors=actors)
-    assert rows_per_block(config, rows, gpus, measured) == expected
-    assert rows_per_block(replace(config, rows_per_block=9), rows, gpus, measured) == 9
+    config = replace(BASE, sampling=SamplingParams(max_tokens=tokens))
+    assert rows_per_block(config, rows, gpus, measured, None, actors) == expected
+    nine = replace(config, rows_per_block=9)
+    assert rows_per_block(nine, rows, gpus, measured, None, actors) == 9
 
 
 def test_rows_that_may_have_more_tokens_of_their_own_make_smaller_blocks() -> None:
@@ -87,7 +106,7 @@ def test_a_run_is_laid_out_for_the_rows_that_are_left_of_its_chunks(
     seen: list[tuple[int, int]] = []
 
     def laid_out(*given: Any) -> None:
-        seen.append((given[1], given[-1]))
+        seen.append((given[1], given[5]))
         raise LaidOutError
 
     monkeypatch.setattr("pipeline.dataflow.layout_of", laid_out)

@@ -116,11 +116,10 @@ def test_blocks_are_small_and_keep_the_batch_full(
         ("in",),
         "out",
         "model",
-        actors=actors,
         sampling=SamplingParams(max_tokens=tokens),
         engine=EngineConfig(max_num_seqs=seqs),
     )
-    size = rows_per_block(config, rows, gpus, speed)
+    size = rows_per_block(config, rows, gpus, speed, None, actors)
     assert 1 <= size <= 256
     assert size == 1 or 8 * actors * size <= rows
     call = rows_per_call(config, size)
@@ -128,6 +127,8 @@ def test_blocks_are_small_and_keep_the_batch_full(
     calls = calls_in_flight(config, call)
     assert 2 <= calls <= 64
     assert calls == 64 or (calls - 1) * call >= 2 * seqs
+    fewer = calls_in_flight(config, call, rows // actors)
+    assert 1 <= fewer <= calls and (fewer == 1 or fewer * call * actors <= rows)
 
 
 def input_table(prompts: dict[str, str]) -> pa.Table:

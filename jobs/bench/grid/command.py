@@ -136,8 +136,9 @@ def _prepared(
     from jobs.bench.grid.run import Grid, digests, prompts_by_batch, prompts_for, resumed
     from jobs.bench.machine import commit, machine, versions
     from jobs.bench.runner import check
-    from jobs.bench.settings import Settings, usable_cores
+    from jobs.bench.settings import Settings
     from jobs.bench.systems import parse_systems
+    from pipeline.cores import usable_cores
 
     systems = parse_systems([name := chosen.pop("system")])
     if systems[-1].kind not in ("auto", "admg", "ngram"):

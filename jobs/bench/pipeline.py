@@ -8,11 +8,12 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pyarrow as pa
@@ -22,10 +23,12 @@ from admg.config import DraftConfig, EngineConfig, SamplingParams
 from admg.request import Request
 from jobs.bench.machine import commit, machine, versions
 from jobs.bench.null_runs import Say, null_engine, resume, timed
-from jobs.bench.settings import usable_cores
 from jobs.demo_prompts import demo_source
 from jobs.failures import EXIT_INCOMPLETE, Failure
+from pipeline.actors import actors_for
+from pipeline.cluster import Cluster
 from pipeline.config import PromptConfig, RunConfig
+from pipeline.cores import usable_cores
 from pipeline.errors import PipelineError
 from pipeline.factory import ModelFactory
 from pipeline.job import check_job
@@ -48,6 +51,7 @@ class Sizes:
     rows: int
     committed: int
     threads: int | None = None
+    actors: int | None = None
 
     def __post_init__(self) -> None:
         least = {"prompts": 1, "max_tokens": 2, "repeats": 1, "rows": 1, "committed": 1}
@@ -56,8 +60,10 @@ class Sizes:
             if value < low:
                 option = name.replace("_", "-")
                 raise ValueError(f"--{option} is {value}: it must be at least {low}")
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"--threads is {self.threads}: it must be at least 1")
+        for name in ("threads", "actors"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} is {value}: it must be at least 1")
 
 
 def measure(model: str, sizes: Sizes, say: Say) -> dict[str, Any]:
@@ -96,21 +102,65 @@ def _rounded(value: Any) -> Any:
 
 
 def overhead(folder: Path, model: str, sizes: Sizes, say: Say) -> dict[str, Any]:
-    """Seconds through the pipeline over those of the engine alone, in turn, both freshly loaded.
+    """Seconds through the pipeline over those without it, in turn, all models freshly loaded.
 
-    Both clocks begin when the model is loaded and end with the last completion, for the pipeline
-    when it is committed. Decoding is plain: the faster the engine, the more the rest weighs.
+    Without it one engine has all cores and all prompts, as in a script. A run may lay the same
+    machine out as several engines: these alone, with a part of the prompts each, are measured too.
+    Clocks begin when the model is loaded and end with the last completion, for the pipeline when it
+    is committed. Decoding is plain: the faster the engine, the more the rest weighs.
 
     Raises:
         ValueError: a model that cannot be used, or has no room for `max_tokens`.
     """
+    config = _job(folder, model, sizes)
+    factory = ModelFactory.of(config)
+    limit = check_job(config, factory).limit
+    encoder = PromptEncoder(factory.tokenizer(), False, "truncate-right", limit)
+    token_ids = [ids for ids in encoder.encode(_prompts(sizes.prompts)) if isinstance(ids, list)]
+    seconds: dict[str, list[float]] = {"engine": [], "engines": [], "pipeline": []}
+    startups = []
+    actors = actors_for(config, factory, len(token_ids), _machine())
+    kinds = [kind for kind in seconds if kind != "engines" or actors > 1]
+    for turn in range(sizes.repeats):
+        say(f"engine and pipeline, turn {turn + 1} of {sizes.repeats}")
+        # Who comes first changes, so that a machine that gets slower or faster favours neither.
+        for kind in kinds if turn % 2 == 0 else kinds[::-1]:
+            if kind == "pipeline":
+                ended = timed(replace(config, output=str(folder / f"out-{turn}")))
+                seconds[kind].append(ended.decoding)
+                startups.append(ended.ended - ended.decoding)
+            else:
+                engines = actors if kind == "engines" else 1
+                seconds[kind].append(_alone(factory, token_ids, config.sampling, engines))
+    return {
+        "actors": actors,
+        **{f"{kind}_seconds": seconds[kind] for kind in kinds},
+        **_ratios("ratio", seconds["pipeline"], seconds["engine"]),
+        **_ratios("ratio_to_engines", seconds["pipeline"], seconds["engines"]),
+        "startup_seconds": statistics.median(startups),
+    }
+
+
+def _machine() -> Cluster:
+    """This one, as a run that starts Ray for itself sees it."""
+    import torch
+
+    return Cluster(usable_cores(), torch.cuda.device_count(), local=True)
+
+
+def _prompts(count: int) -> list[str]:
+    """The demo's, over and over."""
     tables = (table for part in demo_source().parts for table in part.tables())
     texts = [text for table in tables for text in table["prompt"].to_pylist()]
-    prompts = [texts[i % len(texts)] for i in range(sizes.prompts)]
+    return [texts[i % len(texts)] for i in range(count)]
+
+
+def _job(folder: Path, model: str, sizes: Sizes) -> RunConfig:
+    """The run that is measured, its input written."""
     (folder / "in").mkdir(parents=True)
-    table = pa.table({"id": list(range(len(prompts))), "prompt": prompts})
+    table = pa.table({"id": list(range(sizes.prompts)), "prompt": _prompts(sizes.prompts)})
     pq.write_table(table, folder / "in" / "prompts.parquet")
-    config = RunConfig(
+    return RunConfig(
         input=(str(folder / "in"),),
         output=str(folder / "checked"),
         model=model,
@@ -118,44 +168,42 @@ def overhead(folder: Path, model: str, sizes: Sizes, say: Say) -> dict[str, Any]
         sampling=SamplingParams(max_tokens=sizes.max_tokens, ignore_eos=True),
         engine=EngineConfig(draft=DraftConfig(drafter="none")),
         threads=sizes.threads,
+        actors=sizes.actors,
     )
-    factory = ModelFactory.of(config)
-    limit = check_job(config, factory).limit
-    encoder = PromptEncoder(factory.tokenizer(), False, "truncate-right", limit)
-    token_ids = [ids for ids in encoder.encode(prompts) if isinstance(ids, list)]
-    alone, through, startups = [], [], []
-    for turn in range(sizes.repeats):
-        say(f"engine and pipeline, turn {turn + 1} of {sizes.repeats}")
-        # Who comes first changes, so that a machine that gets slower or faster favours neither.
-        for bare in (True, False) if turn % 2 == 0 else (False, True):
-            if bare:
-                alone.append(_in_a_process(_bare_seconds, factory, token_ids, config.sampling))
-            else:
-                ended = timed(replace(config, output=str(folder / f"out-{turn}")))
-                through.append(ended.decoding)
-                startups.append(ended.ended - ended.decoding)
-    ratios = [b / a for a, b in zip(alone, through, strict=True)]
-    return {
-        "engine_seconds": alone,
-        "pipeline_seconds": through,
-        "ratio": statistics.median(ratios),
-        "ratio_low": min(ratios),
-        "ratio_high": max(ratios),
-        "startup_seconds": statistics.median(startups),
-    }
 
 
-def _in_a_process(function: Callable[..., float], *arguments: Any) -> float:
+def _ratios(name: str, through: Sequence[float], alone: Sequence[float]) -> dict[str, float]:
+    """Median and range of the turns; nothing where there is nothing to compare with."""
+    if not alone:
+        return {}
+    ratios = [a / b for a, b in zip(through, alone, strict=True)]
+    low, high = min(ratios), max(ratios)
+    return {name: statistics.median(ratios), f"{name}_low": low, f"{name}_high": high}
+
+
+def _alone(
+    factory: ModelFactory, prompts: Sequence[list[int]], law: SamplingParams, engines: int
+) -> float:
+    """Seconds of engines that share prompts and cores, each in a process, until the last is done.
+
+    The longest prompts are dealt first, so that all have about as much to do.
+    """
+    longest_first = sorted(prompts, key=len, reverse=True)
+    factory = replace(factory, cpu_share=engines)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(function, *arguments).result()
+    with context.Manager() as manager, ProcessPoolExecutor(engines, mp_context=context) as pool:
+        loaded = manager.Barrier(engines)
+        parts = [longest_first[i::engines] for i in range(engines)]
+        each = [pool.submit(_bare_seconds, factory, part, law, loaded) for part in parts]
+        return max(one.result() for one in each)
 
 
 def _bare_seconds(
-    factory: ModelFactory, prompts: Sequence[list[int]], law: SamplingParams
+    factory: ModelFactory, prompts: Sequence[list[int]], law: SamplingParams, loaded: Barrier
 ) -> float:
     """Load the model as an actor does, then decode with nothing around the engine."""
-    engine = replace(factory, cpu_share=1).build()
+    engine = factory.build()
+    loaded.wait()
     begun = time.perf_counter()
     for i, token_ids in enumerate(prompts):
         engine.submit(Request(token_ids, law, str(i)))

@@ -14,7 +14,7 @@ from jobs.options import ExampleCommand
 from jobs.whole_file import check_folder
 
 _DEFAULTS = {
-    "prompts": 32,
+    "prompts": 56,
     "max_tokens": 64,
     "repeats": 3,
     "rows": 100_000,
@@ -36,14 +36,15 @@ def _number(name: str, text: str) -> Any:
 @click.command(cls=ExampleCommand, example=_EXAMPLE)
 @_number("--prompts", "Prompts decoded by the engine alone and through the pipeline.")
 @_number("--max-tokens", "New tokens of every prompt.")
-@_number("--repeats", "Turns of engine and pipeline.")
+@_number("--repeats", "Turns of engine, engines and pipeline.")
 @_number("--rows", "Rows of a run whose engine answers at once.")
 @_number("--committed", "Rows that are committed already when a run is resumed.")
 @click.option(
     "--threads",
     type=int,
-    help="CPU threads of the engine, alone and in the pipeline.  [default: all cores]",
+    help="CPU threads of each engine, alone and in the pipeline.  [default: its share of all]",
 )
+@click.option("--actors", type=int, help="Engines of the pipeline.  [default: as of a run]")
 @click.option(
     "--model", metavar="DIR", default="demo", help="A Hugging Face folder.  [default: demo]"
 )
@@ -92,9 +93,12 @@ def _print(found: dict[str, Any]) -> None:
 
     beside, null, resumed = found["overhead"], found["null_engine"], found["resume"]
     table = Table("", "figure", "")
-    low, high = beside["ratio_low"], beside["ratio_high"]
-    spread = f"{low:.3f} to {high:.3f}" if low < high else ""
-    table.add_row("pipeline / engine alone, seconds", f"{beside['ratio']:.3f}", spread)
+    actors = beside["actors"]
+    for name, what in (("ratio", "one engine"), ("ratio_to_engines", f"{actors} engines")):
+        if name in beside:
+            low, high = beside[f"{name}_low"], beside[f"{name}_high"]
+            spread = f"{low:.3f} to {high:.3f}" if low < high else ""
+            table.add_row(f"pipeline / {what} alone, seconds", f"{beside[name]:.3f}", spread)
     table.add_row("start-up of a run, model included", f"{beside['startup_seconds']:.1f} s", "")
     rows = f"{null['rows']:,} rows"
     table.add_row("no engine", f"{null['rows_per_second']:,.0f} rows/s", rows)

@@ -34,6 +34,8 @@ def a_ray() -> Iterator[None]:
         ("--committed", -1, "--committed is -1: it must be at least 1"),
         ("--prompts", 0, "--prompts is 0: it must be at least 1"),
         ("--repeats", 0, "--repeats is 0: it must be at least 1"),
+        ("--actors", 0, "--actors is 0: it must be at least 1"),
+        ("--threads", 0, "--threads is 0: it must be at least 1"),
         ("--max-tokens", 1, "--max-tokens is 1: it must be at least 2"),
         ("--record", "no/such/file.json", "--record is no/such/file.json: its folder must exist"),
         ("--model", "no-such-model", "no-such-model"),
@@ -72,7 +74,11 @@ def test_figures_for_people_and_for_machines(
     resumed = {"committed": 4000, "files": 16, "rows_to_do": 256, "checking_seconds": 2.5}
     resumed |= {"until_committed_seconds": 9.75, "finishing_seconds": 3.0}
     found = {
-        "overhead": {"ratio": 1.03, "ratio_low": 1.01, "ratio_high": 1.04, "startup_seconds": 8.0},
+        "overhead": {
+            **{"actors": 2, "ratio": 1.03, "ratio_low": 1.01, "ratio_high": 1.04},
+            **{"ratio_to_engines": 1.17, "ratio_to_engines_low": 1.17},
+            **{"ratio_to_engines_high": 1.17, "startup_seconds": 8.0},
+        },
         "null_engine": {
             **{"rows": 2000, "rows_per_second": 5432.1},
             **{"startup_seconds": 6.0, "finishing_seconds": 1.0},
@@ -94,7 +100,17 @@ def test_figures_for_people_and_for_machines(
     (sizes,) = (sizes for _, sizes in asked)
     assert (sizes.rows, sizes.repeats) == (2000, 1)
     assert json.loads(result.stdout.splitlines()[-1]) == found
-    for figure in ("1.030", "1.010 to 1.040", "5,432 rows/s", "2.5 s", "9.8 s", "4.2 s"):
+    for figure in (
+        "one engine",
+        "2 engines",
+        "1.170",
+        "1.030",
+        "1.010 to 1.040",
+        "5,432 rows/s",
+        "2.5 s",
+        "9.8 s",
+        "4.2 s",
+    ):
         assert figure in result.stdout
     assert result.stderr == "a step\n"
     recorded = json.loads(file.read_text())
@@ -106,7 +122,14 @@ def test_figures_for_people_and_for_machines(
 @pytest.mark.slow
 def test_a_whole_run(admg_batch: Call, tiny: Path, tmp_path: Path, a_ray: None) -> None:
     file = tmp_path / "record.json"
-    sizes = {"prompts": 3, "max_tokens": 4, "repeats": 1, "rows": 300, "committed": 200}
+    sizes = {
+        "actors": 2,
+        "prompts": 3,
+        "max_tokens": 4,
+        "repeats": 1,
+        "rows": 300,
+        "committed": 200,
+    }
     options = [word for n, v in sizes.items() for word in (f"--{n.replace('_', '-')}", v)]
     result = admg_batch("bench", "pipeline", "--model", tiny, *options, "--record", file)
     assert result.exit_code == 0, result.output
@@ -117,12 +140,15 @@ def test_a_whole_run(admg_batch: Call, tiny: Path, tmp_path: Path, a_ray: None) 
     ]
     assert {"cpu", "cores", "load_before"} <= set(found["machine"])
     assert {"python", "torch", "ray", "pyarrow", "model"} <= set(found["versions"])
-    assert found["sizes"] == sizes | {"threads": None}
+    assert found["sizes"] == sizes | {"threads": None, "actors": 2}
     beside = found["overhead"]
     ratio = beside["pipeline_seconds"][0] / beside["engine_seconds"][0]
     # The seconds of so small a run have few digits.
     assert beside["ratio"] == pytest.approx(ratio, rel=0.05)
     assert beside["ratio_low"] == beside["ratio"] == beside["ratio_high"]
+    ratio = beside["pipeline_seconds"][0] / beside["engines_seconds"][0]
+    assert beside["ratio_to_engines"] == pytest.approx(ratio, rel=0.05)
+    assert beside["actors"] == 2
     null, resumed = found["null_engine"], found["resume"]
     assert null["rows_per_second"] == pytest.approx(300 / null["decoding_seconds"], rel=0.01)
     phases = ("startup_seconds", "decoding_seconds", "finishing_seconds")

@@ -18,6 +18,7 @@ from admg.checkpoint import OnLoad, load_dtype
 from admg.config import EngineConfig, SamplingParams
 from admg.engine import Engine
 from admg.families import ModelConfig, read_model_config
+from admg.kv_arena import bytes_per_slot
 from admg.memory import arena_size, longest_of
 from admg.model import Transformer
 from admg.plan import check_count, check_layers
@@ -134,6 +135,16 @@ def longest_sequence(path: str | Path, engine: EngineConfig, dtype: str = "auto"
             "longest sequence"
         )
     return longest
+
+
+def cache_bytes(path: str | Path, engine: EngineConfig, dtype: str = "auto") -> int:
+    """Bytes of keys and values that an engine on CPUs has room for, as much is free now.
+
+    Raises:
+        ValueError: a KV budget, or lengths, that do not go together.
+    """
+    shape, kind = read_model_config(path), load_dtype(dtype, "cpu")
+    return arena_size(shape, kind, "cpu", engine).num_slots * bytes_per_slot(shape, kind)
 
 
 def _whole(engine: EngineConfig, shape: ModelConfig) -> EngineConfig:

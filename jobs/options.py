@@ -212,8 +212,8 @@ _engine = [
         ENGINE,
         "--actors",
         type=int,
-        help="Processes that each hold the model.  [default: 1; for small models on a machine "
-        "without GPUs one for each core, up to 4]",
+        help="Processes that each hold the model.  [default: 1; of a small model on a machine "
+        "without GPUs up to 4, unless --threads is given]",
     ),
     option(
         ENGINE,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,11 +15,11 @@ from jobs.measured_sample import PROMPTS, Sample, measure
 from pipeline.actors import actors_for
 from pipeline.cluster import Cluster
 from pipeline.config import RunConfig
-from pipeline.cores import usable_cores
 from pipeline.errors import RowError
 from pipeline.factory import EngineFactory, ModelFactory
 from pipeline.job import Job, check_job
 from pipeline.ledger import read_ledger
+from pipeline.machine import usable_cores
 from pipeline.manifest import read_manifest
 from pipeline.prepare import prepare_rows
 from pipeline.prompts import PromptEncoder
@@ -86,12 +87,13 @@ def make_plan(
     manifest = _manifest(job)
     completion, basis = _completion_tokens(config, sample, manifest)
     rows = left * share
-    gpus = _gpus(config)
-    machine = Cluster(usable_cores(), gpus, not os.environ.get("RAY_ADDRESS"))
+    devices = _devices()
+    machine = Cluster(usable_cores(), devices, not os.environ.get("RAY_ADDRESS"))
+    gpus = config.gpus_per_actor if config.gpus_per_actor is not None else min(1.0, devices)
     actors = actors_for(config, factory, left, machine)
+    share_cores = machine.local and not gpus
+    paces = partial(_paces, config.threads) if share_cores else float
     tokens = rows * prompt, rows * completion
-    # On the CPUs of one machine the sample had all of them, and so have the actors together.
-    paces = 1 if machine.local and not gpus else actors
     hours, pace = _hours(config, actors, paces, sample, manifest, *tokens)
     return Plan(
         shards=len({part.chunk.shard for part in scan.chunks}),
@@ -172,7 +174,7 @@ def _completion_tokens(
 def _hours(
     config: RunConfig,
     actors: int,
-    paces: int,
+    paces: Callable[[int], float],
     sample: Sample | None,
     manifest: dict[str, Any],
     prompt_tokens: float,
@@ -180,31 +182,37 @@ def _hours(
 ) -> tuple[float | None, str]:
     """Hours for so many tokens, and what the pace is known from.
 
-    So many `paces` of the sample's have the `actors` together.
+    `paces` is how many times as fast as one engine so many actors are together.
     """
     if sample is not None and sample.decode_tokens_per_second:
         seconds = completion_tokens / sample.decode_tokens_per_second
         if sample.prefill_tokens_per_second:
             seconds += prompt_tokens / sample.prefill_tokens_per_second
-        each = f" for each of {paces} actors" if paces > 1 else ""
+        times = paces(actors)
+        each = "" if times == 1 else f", {times:g} times for {actors} actors"
         pace = (
             f"the sample's pace{each}; another machine, or up to "
             f"{config.engine.max_num_seqs} sequences together, have another"
         )
-        return seconds / paces / 3600, pace
+        return seconds / times / 3600, pace
     last = manifest.get("run", {})
     speed = last.get("tokens_per_second")
     if speed:
         before = last.get("config", {}).get("actors") or actors
-        speed *= actors / before
+        speed *= paces(actors) / paces(before)
         pace = f"the {last['tokens_per_second']:.1f} tokens/s of the last run, of {before} actors"
         return completion_tokens / speed / 3600, pace
     return None, "no pace: there is no sample, and no earlier run of this output"
 
 
-def _gpus(config: RunConfig) -> float:
-    if config.gpus_per_actor is not None:
-        return config.gpus_per_actor
+def _paces(threads: int | None, actors: int) -> float:
+    """Actors on the CPUs of one machine, as many times an engine that has them for itself."""
+    cores = usable_cores()
+    each = threads or max(1, cores // actors)
+    return min(actors * each, cores) / min(threads or cores, cores)
+
+
+def _devices() -> int:
     import torch
 
-    return 1.0 if torch.cuda.is_available() else 0.0
+    return torch.cuda.device_count()

@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
+from pipeline.factory import EngineFactory, ModelFactory
 from pipeline.stages import Tokenize
 
 _TORCH = "torch"
@@ -21,11 +22,14 @@ _NO_ADVICE = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
 
 
 class TokenizeApart(Tokenize):
-    """`Tokenize`, its tokenizer loaded as transformers does it where there is no torch."""
+    """`Tokenize`, its tokenizer loaded as transformers does it where there is no torch.
 
-    def __init__(self, *arguments: Any) -> None:
-        with torch_unseen():
-            super().__init__(*arguments)
+    That is for the default's tokenizers; others may want torch for something.
+    """
+
+    def __init__(self, factory: EngineFactory, *arguments: Any) -> None:
+        with torch_unseen() if isinstance(factory, ModelFactory) else nullcontext():
+            super().__init__(factory, *arguments)
 
 
 @contextmanager

@@ -64,10 +64,11 @@ def calls_in_flight(config: RunConfig, rows: int, share: int | None = None) -> i
 
     One beyond twice the batch: the batch then stays full while the last rows of a call are still
     running. An actor that dies has to redo at most these. Of a small job no more than the `share`
-    of an actor, in rows: the first that has loaded its model would take it all.
+    of an actor, in rows, or the first that has loaded its model would take it all; but two, lest an
+    engine is empty between one call and the next.
     """
     usual = 1 + -(-2 * config.engine.max_num_seqs // rows)
-    most = usual if share is None else max(1, share // rows)
+    most = usual if share is None else max(2, share // rows)
     return min(_MOST_CALLS, usual, most)
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import ray
 from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.actors import actors_for
 from pipeline.apart import TokenizeApart
 from pipeline.audit import Audit
 from pipeline.blocks import measured_speed
@@ -46,30 +45,23 @@ _GRACE_SECONDS = 600.0
 _LONG_PROMPT = 32768
 
 
-@dataclass(frozen=True, slots=True)
-class Decoded:
-    """What came of it: tokens per second of all actors, and how many there were.
-
-    It is the speed from the first loaded model on, and since the last start on what was left.
-    """
-
-    tokens_per_second: float
-    actors: int
-
-
 def decode(
     job: Job,
     cluster: Cluster,
+    actors: int,
     pending: Sequence[tuple[ScannedChunk, int]],
     ledger: Ledger,
     tracker: Tracker,
     reused: int,
     begin: Callable[[], None],
-) -> Decoded:
+) -> float:
     """Decode and commit what is pending: chunks, each with how many of its rows are to do.
 
     `begin` is called when nothing stands against that any more. A cluster that loses machines or
     GPUs for good makes the run start the rest again on what is left.
+
+    Returns:
+        Tokens per second, from the first loaded model on and since the last such start.
 
     Raises:
         ValueError: the machine started here cannot hold the actors that are asked for.
@@ -80,19 +72,16 @@ def decode(
     measured, choices = measured_speed(job.store), Choices(job.store)
     known = ledger  # of rows that are tried again nothing is remembered but what comes from now on
     ledger = ledger.done(job.config.retry_failed)
-    actors = actors_for(job.config, job.factory, rows, cluster)
     launched = 1
     while True:
-        shrunk = launched > 1
-        layout = layout_of(job.config, rows, cluster, shrunk, measured, tokens, actors)
+        layout = layout_of(job.config, rows, cluster, actors, launched > 1, measured, tokens)
         if launched == 1:
             begin()
         board = _board(layout.actors)
         safety = _safety(job, known, board)
         try:
             before = tracker.decoding_seconds
-            longest = safety.rules.deadline(job.limit or _LONG_PROMPT, tokens)
-            stall = patience(job.config, longest)
+            stall = patience(job.config, safety.rules.deadline(job.limit or _LONG_PROMPT, tokens))
             files = _execute(job, chunks, ledger, layout, board, safety, tracker, reused, stall)
             break
         except KeyboardInterrupt:
@@ -115,8 +104,7 @@ def decode(
         cluster = Cluster.now(cluster.local)
     clear(job.store)
     made = sum(file.completion_tokens for file in files)
-    speed = ratio(made, tracker.decoding_seconds - before) or 0.0
-    return Decoded(speed, layout.actors)
+    return ratio(made, tracker.decoding_seconds - before) or 0.0
 
 
 def _most_tokens(job: Job, parts: Sequence[ScannedChunk]) -> int:

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from pipeline.schema import PROMPT
 
-_WINDOW = 256
+_WINDOW = 256  # rows, or what all actors hold together, if that is more
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,9 @@ class Dealing:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """The same rows; equal lengths stay in their order."""
-        windows = (table.slice(at, _WINDOW) for at in range(0, table.num_rows, _WINDOW))
+        together = self.actors * self.held
+        size = max(1, _WINDOW // together) * together  # no actor's part is cut in two
+        windows = (table.slice(at, size) for at in range(0, table.num_rows, size))
         dealt = [window.take(self._order(window[PROMPT])) for window in windows]
         return pa.concat_tables(dealt) if dealt else table
 

@@ -18,14 +18,18 @@ from admg.explanation import Explanation
 from admg.request import Completion, Request
 from admg.stats import EngineCounters
 from pipeline.config import Dtype, RunConfig
-from pipeline.cores import usable_cores
 from pipeline.day import asks_for_day, with_day
 from pipeline.fingerprint import model_identity
+from pipeline.machine import usable_cores
 from pipeline.made_for import MadeFor
 from pipeline.retry import Patience
 
 if TYPE_CHECKING:
     from pipeline.weights import RemoteCheckpoint
+
+
+# Weights of two bytes each as float32, beside the files that they are read from.
+_LOADING = 3
 
 
 class TokenizerLike(Protocol):
@@ -197,6 +201,13 @@ class ModelFactory:
         from admg.checkpoint import checkpoint_files
 
         return sum(file.stat().st_size for file in checkpoint_files(self.path))
+
+    def memory_bytes(self) -> int:
+        """Main memory that an engine on CPUs takes at most: while it loads, and with its cache."""
+        from admg.llm import cache_bytes
+
+        weights = _LOADING * self.weights_bytes()
+        return weights + cache_bytes(self._folder(weights=False), self.engine, self.dtype)
 
     def is_dated(self) -> bool:
         """Whether the chat template asks for the day: its prompts are others tomorrow."""

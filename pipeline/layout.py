@@ -65,22 +65,20 @@ def layout_of(
     config: RunConfig,
     rows: int,
     cluster: Cluster,
-    shrunk: bool,
+    actors: int,
+    shrunk: bool = False,
     measured: float | None = None,
     tokens: int | None = None,
-    actors: int | None = None,
 ) -> Layout:
-    """The layout for so many rows on this cluster; on one that has `shrunk`, for what is left.
+    """The layout of so many rows and actors; on a cluster that has `shrunk`, for what is left.
 
-    `measured` and `tokens` are as for `rows_per_block`; `actors` is how many there are, where the
-    configuration leaves it open (None: one).
+    `measured` and `tokens` are as for `rows_per_block`.
 
     Raises:
         ValueError: actors that the machine started here cannot hold (a cluster may still grow), or
             draft weights that there are no kernels for, on GPUs or on CPUs.
     """
-    actors = config.actors or actors or 1
-    gpus = gpus_per_actor(config, cluster)
+    gpus = gpus_per_actor(config, cluster, actors)
     if config.engine.draft.low_bit is not None:
         device = "cuda" if gpus else "cpu"
         check_low_bit(config.engine.draft.low_bit, device, load_dtype(config.dtype, device))
@@ -99,7 +97,7 @@ def layout_of(
     return Layout(actors, cpus, gpus, block, call, calls, needs)
 
 
-def gpus_per_actor(config: RunConfig, cluster: Cluster) -> float:
+def gpus_per_actor(config: RunConfig, cluster: Cluster, actors: int) -> float:
     """GPUs for each actor: as configured, or one where there are any.
 
     Raises:
@@ -108,7 +106,6 @@ def gpus_per_actor(config: RunConfig, cluster: Cluster) -> float:
     gpus = config.gpus_per_actor
     if gpus is None:
         gpus = 1.0 if cluster.gpus else 0.0
-    actors = config.actors or 1
     if cluster.local and gpus * actors > cluster.gpus:
         raise ValueError(
             f"actors is {actors} with {gpus:g} GPUs each: it must fit the "

@@ -11,10 +11,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.actors import most_actors
+from pipeline.actors import actors_for
 from pipeline.cluster import connected
 from pipeline.config import RunConfig
-from pipeline.dataflow import Decoded, decode
+from pipeline.dataflow import decode
 from pipeline.errors import PipelineError
 from pipeline.factory import EngineFactory, ModelFactory
 from pipeline.finish import finish
@@ -128,17 +128,19 @@ def _run(job: Job, scan: Scan, lease: Lease, tracker: Tracker, started: str) -> 
     total = scan.rows
     todo = sum(rows for _, rows in pending)
     tracker.phase("starting", rows_total=total, rows_done=total - todo)
-    made = Decoded(0.0, 0)
+    speed, actors = 0.0, actors_for(config, job.factory, todo)
     order = config.engine.draft.order_dependent
     order = order or (todo < total and depended_on_order(job.store))
     start = _Start(started, order)
     with start.no_mistakes_after():
         if pending:
-            with connected(most_actors(config)) as cluster:
+            with connected(actors) as cluster:
+                actors = actors_for(config, job.factory, todo, cluster)
                 if not ledger.rows:
-                    job = settled(job, gpus_per_actor(config, cluster))
+                    job = settled(job, gpus_per_actor(config, cluster, actors))
                 begin = partial(start.begin, job)
-                made = decode(job, cluster, pending, ledger, tracker, total - todo, begin)
+                done_before = total - todo
+                speed = decode(job, cluster, actors, pending, ledger, tracker, done_before, begin)
             if config.allow_bad_shards:
                 scan = scan.without_lost(part.chunk for part, _ in pending)
                 total = scan.rows
@@ -151,11 +153,8 @@ def _run(job: Job, scan: Scan, lease: Lease, tracker: Tracker, started: str) -> 
             "rows_reused": total - todo,
             "rows_decoded": todo,
             "bad_shards": [{"path": bad.path, "reason": str(bad)} for bad in scan.bad],
-            "tokens_per_second": made.tokens_per_second,
-            "config": {
-                "actors": made.actors or config.actors,
-                "rows_per_block": config.rows_per_block,
-            },
+            "tokens_per_second": speed,
+            "config": {"actors": actors, "rows_per_block": config.rows_per_block},
             ORDER: order,
         }
         summary = finish(job, scan.chunks, lease, facts)
@@ -169,7 +168,7 @@ def _run(job: Job, scan: Scan, lease: Lease, tracker: Tracker, started: str) -> 
         prompt_tokens=summary.prompt_tokens,
         completion_tokens=summary.completion_tokens,
         seconds=tracker.seconds,
-        tokens_per_second=made.tokens_per_second,
+        tokens_per_second=speed,
         errors_by_code=summary.errors_by_code,
         output=config.output,
         bad_shards=tuple(str(bad) for bad in scan.bad),

@@ -174,7 +174,7 @@ def _bench(ctx: click.Context, flags: dict[str, Any], markdown: bool = False) ->
     from jobs.bench.settings import Settings
     from jobs.bench.show import record, write_record
     from jobs.bench.systems import parse_systems
-    from pipeline.cores import usable_cores
+    from pipeline.machine import usable_cores
 
     given = only_given(flags)
     explain = given.pop("explain", False)

@@ -18,6 +18,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import ray
+import torch
 
 from admg.config import DraftConfig, EngineConfig, SamplingParams
 from admg.request import Request
@@ -28,10 +30,11 @@ from jobs.failures import EXIT_INCOMPLETE, Failure
 from pipeline.actors import actors_for
 from pipeline.cluster import Cluster
 from pipeline.config import PromptConfig, RunConfig
-from pipeline.cores import usable_cores
 from pipeline.errors import PipelineError
 from pipeline.factory import ModelFactory
 from pipeline.job import check_job
+from pipeline.machine import usable_cores
+from pipeline.manifest import read_manifest
 from pipeline.prompts import PromptEncoder
 
 _DIGITS = 4
@@ -104,10 +107,11 @@ def _rounded(value: Any) -> Any:
 def overhead(folder: Path, model: str, sizes: Sizes, say: Say) -> dict[str, Any]:
     """Seconds through the pipeline over those without it, in turn, all models freshly loaded.
 
-    Without it one engine has all cores and all prompts, as in a script. A run may lay the same
-    machine out as several engines: these alone, with a part of the prompts each, are measured too.
-    Clocks begin when the model is loaded and end with the last completion, for the pipeline when it
-    is committed. Decoding is plain: the faster the engine, the more the rest weighs.
+    Without it one engine has all cores (or `threads`) and all prompts, as in a script. A run may
+    lay out CPUs as several engines: these alone, with a part of the prompts each, are measured too.
+    Clocks begin when a model is loaded, for engines side by side when all are, for the pipeline
+    when the first is; they end with the last completion, for the pipeline when it is committed.
+    Decoding is plain: the faster the engine, the more the rest weighs.
 
     Raises:
         ValueError: a model that cannot be used, or has no room for `max_tokens`.
@@ -120,13 +124,16 @@ def overhead(folder: Path, model: str, sizes: Sizes, say: Say) -> dict[str, Any]
     seconds: dict[str, list[float]] = {"engine": [], "engines": [], "pipeline": []}
     startups = []
     actors = actors_for(config, factory, len(token_ids), _machine())
-    kinds = [kind for kind in seconds if kind != "engines" or actors > 1]
+    several = actors > 1 and not torch.cuda.is_available()
+    kinds = [kind for kind in seconds if kind != "engines" or several]
     for turn in range(sizes.repeats):
         say(f"engine and pipeline, turn {turn + 1} of {sizes.repeats}")
         # Who comes first changes, so that a machine that gets slower or faster favours neither.
         for kind in kinds if turn % 2 == 0 else kinds[::-1]:
             if kind == "pipeline":
-                ended = timed(replace(config, output=str(folder / f"out-{turn}")))
+                output = str(folder / f"out-{turn}")
+                ended = timed(replace(config, output=output))
+                assert read_manifest(output)["run"]["config"]["actors"] == actors
                 seconds[kind].append(ended.decoding)
                 startups.append(ended.ended - ended.decoding)
             else:
@@ -142,10 +149,9 @@ def overhead(folder: Path, model: str, sizes: Sizes, say: Say) -> dict[str, Any]
 
 
 def _machine() -> Cluster:
-    """This one, as a run that starts Ray for itself sees it."""
-    import torch
-
-    return Cluster(usable_cores(), torch.cuda.device_count(), local=True)
+    """What a run will find."""
+    local = not (ray.is_initialized() or os.environ.get("RAY_ADDRESS"))
+    return Cluster(usable_cores(), torch.cuda.device_count(), local)
 
 
 def _prompts(count: int) -> list[str]:
@@ -202,7 +208,11 @@ def _bare_seconds(
     factory: ModelFactory, prompts: Sequence[list[int]], law: SamplingParams, loaded: Barrier
 ) -> float:
     """Load the model as an actor does, then decode with nothing around the engine."""
-    engine = factory.build()
+    try:
+        engine = factory.build()
+    except BaseException:
+        loaded.abort()  # else the others would wait for this one for ever
+        raise
     loaded.wait()
     begun = time.perf_counter()
     for i, token_ids in enumerate(prompts):

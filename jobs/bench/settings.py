@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jobs.bench.systems import PLAIN, System
 from jobs.whole_file import check_folder
-from pipeline.cores import usable_cores
+from pipeline.machine import usable_cores
 
 MAX_BATCH = 1024
 

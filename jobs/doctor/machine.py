@@ -16,11 +16,11 @@ import torch
 
 from jobs.doctor.finding import Finding, size
 from pipeline.cache import cache_dir
+from pipeline.machine import container, cpu_quota
 
 _NEEDED = ("admg-batch", "ray", "torch", "transformers", "pyarrow", "safetensors")
 # What `ray[default]` adds, without which no cluster can be spoken to.
 _OF_CLUSTERS = ("aiohttp", "opentelemetry-sdk")
-_CGROUP = Path("/sys/fs/cgroup")
 _ENOUGH_DISK = 5 * 2**30
 _ENOUGH_SHARED = 2 * 2**30
 # The probe's arrays, twice over.
@@ -53,7 +53,7 @@ def _version(name: str) -> str | None:
 def processors() -> Finding:
     """CPUs that this process may use."""
     cores, all_cores = len(os.sched_getaffinity(0)), os.cpu_count() or 1
-    share = _cpu_share()
+    share = cpu_quota()
     usable = min(cores, share or cores)
     facts = {"cpus": usable, "cpus_of_machine": all_cores, "load": os.getloadavg()[0]}
     text = f"{usable:g} of {all_cores} CPUs, load {facts['load']:.1f}"
@@ -62,26 +62,13 @@ def processors() -> Finding:
     return Finding("processors", "ok", text, facts)
 
 
-def _cpu_share() -> float | None:
-    """CPUs that a container grants; None where it sets no limit."""
-    quota, _, period = _read(_CGROUP / "cpu.max").partition(" ")
-    return int(quota) / int(period) if quota.isdigit() and period.isdigit() else None
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""
-
-
 def memory() -> Finding:
     """Main memory, the machine's and the container's."""
     page = os.sysconf("SC_PAGE_SIZE")
     total, free = os.sysconf("SC_PHYS_PAGES") * page, os.sysconf("SC_AVPHYS_PAGES") * page
     facts: dict[str, int | None] = {"total_bytes": total, "free_bytes": free, "limit_bytes": None}
     text = f"{size(free)} free of {size(total)}"
-    limit, used = _read(_CGROUP / "memory.max"), _read(_CGROUP / "memory.current")
+    limit, used = container("memory.max"), container("memory.current")
     if limit.isdigit() and used.isdigit() and int(limit) < total:
         left = max(0, int(limit) - int(used))
         facts |= {"limit_bytes": int(limit), "free_bytes": min(free, left)}

@@ -163,7 +163,8 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _cost(settings: Settings) -> Cost | None:
     started, ended = settings.run.get("started"), settings.run.get("ended")
-    actors = settings.config.get("actors")
+    # What was asked for, or else what there was.
+    actors = settings.config.get("actors") or settings.run.get("config", {}).get("actors")
     if not (started and ended and actors):
         return None
     seconds = (datetime.fromisoformat(ended) - datetime.fromisoformat(started)).total_seconds()

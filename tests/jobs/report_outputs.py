@@ -127,7 +127,7 @@ def _write_state(folder: Path, ended: int) -> None:
         "input": [f"s3://key:{SECRET}@bucket/prompts?secret_key={SECRET}"],
         "output": str(folder),
         "model": "/models/Llama-2-13b-chat-hf",
-        "actors": 4,
+        "actors": None,  # as many as suited: the manifest says how many these were
         "gpus_per_actor": 1.0,
         "prompt": {"template": HOSTILE},
         "sampling": {"max_tokens": 128, "stop": []},
@@ -137,6 +137,7 @@ def _write_state(folder: Path, ended: int) -> None:
     (folder / "_admg" / "run.json").write_text(json.dumps(run))
     bad = [{"path": "x", "reason": HOSTILE}]
     facts = {"started": started, "ended": end, "rows_reused": 0, "bad_shards": bad}
+    facts |= {"config": {"actors": 4}}
     manifest: dict[str, Any] = {"totals": {}, "errors_by_code": {}, "statistics": {}, "files": []}
     manifest |= {"fingerprint": "ab" * 16, "run": facts | {"tokens_per_second": 432.1}}
     (folder / "_admg" / "manifest.json").write_text(json.dumps(manifest))

@@ -16,7 +16,7 @@ from jobs.bench import memory, workloads
 from jobs.bench.measure import Shape
 from jobs.bench.systems import check_peer, draft_config, parse_system, parse_systems
 from jobs.bench.workloads import load_texts, spread, tokenize
-from pipeline.cores import usable_cores
+from pipeline.machine import usable_cores
 
 Call = Callable[..., Result]
 

@@ -93,7 +93,7 @@ def test_a_container_with_less_memory_than_the_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The engine goes by the machine's free memory: on CPU it would take too much."""
-    monkeypatch.setattr(machine, "_CGROUP", tmp_path)
+    monkeypatch.setattr("pipeline.machine._CGROUP", tmp_path)
     assert machine.memory().state == "ok"
     (tmp_path / "memory.max").write_text(f"{GIB}\n")
     (tmp_path / "memory.current").write_text(f"{GIB // 4}\n")

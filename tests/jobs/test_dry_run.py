@@ -121,6 +121,35 @@ def test_the_plan_counts_rows_and_tokens_and_writes_nothing(tmp_path: Path) -> N
     assert "no pace" in two.basis[1]
 
 
+@pytest.mark.parametrize(
+    ("changes", "address", "times"),
+    [
+        ({"actors": 1}, "", 1),
+        ({"actors": 4}, "", 1),  # each has a quarter of the cores, which the sample had all
+        ({"actors": 4, "threads": 2}, "", 4),
+        ({"actors": 8, "threads": 2}, "", 4),
+        ({"actors": 3}, "", 6 / 8),
+        ({"actors": 4}, "127.0.0.1:1", 4),  # on a cluster each has a machine like this one
+    ],
+)
+def test_actors_on_the_cpus_of_one_machine_share_them(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, int],
+    address: str,
+    times: float,
+) -> None:
+    monkeypatch.setattr("jobs.plan.usable_cores", lambda: 8)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    config = config_of(tmp_path, **changes)
+    plan = make_plan(config, engine_factory=StandIn(max_num_seqs=3, step_seconds=0.001))
+    assert plan.sample is not None and plan.sample.decode_tokens_per_second is not None
+    assert plan.completion_tokens_left is not None and plan.hours is not None
+    alone = plan.completion_tokens_left / plan.sample.decode_tokens_per_second
+    assert plan.hours * 3600 == pytest.approx(alone / times)
+    assert plan.actors == changes["actors"]
+
+
 def test_bad_rows_are_foretold(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()

@@ -22,7 +22,7 @@ from click.testing import CliRunner
 
 from jobs.cli import main
 from jobs.options import ExampleGroup
-from pipeline.cores import usable_cores
+from pipeline.machine import usable_cores
 from pipeline.manifest import MANIFEST
 
 COMMAND = str(Path(sys.executable).with_name("admg-batch"))
@@ -72,7 +72,7 @@ def test_good_and_bad_rows_from_prepare_to_report(admg_batch: Run, tmp_path: Pat
     bad = {"id": ["null", "empty", "long"], "prompt": [None, "", "word " * 20000]}
     pq.write_table(pa.table(bad | {"topic": ["a", "b", "c"]}), tmp_path / "in" / "bad.parquet")
     run = ("run", "--input", "in", "--output", "out", "--model", "demo", "--chat")
-    run += ("--max-tokens", 12, "--keep", "topic", "--drop-layers", 4, *ONE_THREAD)
+    run += ("--max-tokens", 12, "--keep", "topic", "--drop-layers", 4)
     run += ("--max-num-seqs", 4)  # two batches: each of two cores has an actor
     done = admg_batch(*run)
     assert done.returncode == 3, done.stderr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-import pipeline.actors
 from admg.config import EngineConfig
-from pipeline.actors import actors_for, most_actors
+from pipeline.actors import actors_for
 from pipeline.cluster import Cluster
 from pipeline.config import RunConfig
 from pipeline.factory import ModelFactory
+from pipeline.machine import usable_cores, usable_memory
 from pipeline.weights import RemoteCheckpoint
 from tests.pipeline.standin import StandIn
 
@@ -24,8 +23,15 @@ HERE = Cluster(4.0, 0.0, local=True)
 GB = 10**9
 
 
-def factory(files: Mapping[str, int]) -> ModelFactory:
-    return ModelFactory("", BASE.engine, remote=RemoteCheckpoint("s3://m", files, {}))
+class Factory(ModelFactory):
+    """Of a model that needs five times its checkpoint's bytes."""
+
+    def memory_bytes(self) -> int:
+        return 5 * self.weights_bytes()
+
+
+def factory(files: Mapping[str, int]) -> Factory:
+    return Factory("", BASE.engine, remote=RemoteCheckpoint("s3://m", files, {}))
 
 
 SMALL = factory({"a.safetensors": GB // 8, "b.safetensors": GB // 8, "tokenizer.json": 9 * GB})
@@ -33,14 +39,13 @@ SMALL = factory({"a.safetensors": GB // 8, "b.safetensors": GB // 8, "tokenizer.
 
 @pytest.fixture(autouse=True)
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two cores and 16 GB free, unless a test says otherwise."""
-    on(monkeypatch, cores=2, free=16 * GB)
+    """Two cores and 16 GB, unless a test says otherwise."""
+    on(monkeypatch, cores=2, memory=16 * GB)
 
 
-def on(monkeypatch: pytest.MonkeyPatch, cores: int, free: int) -> None:
-    monkeypatch.setattr(pipeline.actors, "usable_cores", lambda: cores)
-    pages = {"SC_AVPHYS_PAGES": free // 4096, "SC_PAGE_SIZE": 4096}
-    monkeypatch.setattr(os, "sysconf", pages.__getitem__)
+def on(monkeypatch: pytest.MonkeyPatch, cores: int, memory: int) -> None:
+    monkeypatch.setattr("pipeline.actors.usable_cores", lambda: cores)
+    monkeypatch.setattr("pipeline.actors.usable_memory", lambda: memory)
 
 
 def test_a_small_model_has_an_actor_for_each_core() -> None:
@@ -53,25 +58,12 @@ def test_each_actor_has_a_full_batch(rows: int, expected: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cores", "threads", "expected"),
-    [
-        (1, None, 1),
-        (3, None, 3),
-        (4, None, 4),
-        (5, None, 1),  # any other number would leave one idle
-        (6, None, 3),
-        (16, None, 4),
-        (8, 4, 2),
-        (8, 1, 4),
-        (8, 8, 1),
-        (2, 3, 1),
-    ],
+    ("cores", "expected"),
+    [(1, 1), (2, 2), (3, 3), (4, 4), (5, 1), (6, 3), (7, 1), (8, 4), (10, 2), (16, 4)],
 )
-def test_cores_are_shared_without_a_rest(
-    cores: int, threads: int | None, expected: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    on(monkeypatch, cores=cores, free=64 * GB)
-    assert actors_for(replace(BASE, threads=threads), SMALL, 10**6, HERE) == expected
+def test_no_core_is_left_idle(cores: int, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    on(monkeypatch, cores=cores, memory=64 * GB)
+    assert actors_for(BASE, SMALL, 10**6, HERE) == actors_for(BASE, SMALL, 10**6) == expected
 
 
 def test_one_where_more_are_not_known_to_help() -> None:
@@ -79,22 +71,54 @@ def test_one_where_more_are_not_known_to_help() -> None:
     assert actors_for(BASE, SMALL, 1000, replace(HERE, local=False)) == 1
     assert actors_for(BASE, SMALL, 1000, replace(HERE, gpus=1.0)) == 1
     assert actors_for(BASE, StandIn(), 1000, HERE) == 1
+    assert actors_for(replace(BASE, threads=1), SMALL, 1000, HERE) == 1
 
 
-def test_one_where_memory_holds_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    on(monkeypatch, cores=4, free=4 * GB)
-    assert actors_for(BASE, SMALL, 1000, HERE) == 2
-    on(monkeypatch, cores=4, free=GB)
-    assert actors_for(BASE, SMALL, 1000, HERE) == 1
+@pytest.mark.parametrize(("memory", "expected"), [(8, 4), (4, 2), (3, 1), (1, 1)])
+def test_memory_holds_what_all_of_them_need(
+    memory: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on(monkeypatch, cores=4, memory=memory * GB)
+    assert actors_for(BASE, SMALL, 1000, HERE) == expected
 
 
 def test_what_is_asked_for_is_what_there_is() -> None:
     three = replace(BASE, actors=3)
     assert actors_for(three, SMALL, 1, replace(HERE, gpus=1.0)) == 3
-    assert (most_actors(three), most_actors(BASE)) == (3, 2)
+    assert actors_for(three, StandIn(), 1) == 3
 
 
-def test_a_local_model_is_as_large_as_its_weights(tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").write_bytes(b"12345")
-    (tmp_path / "config.json").write_text(json.dumps({}))
-    assert ModelFactory(str(tmp_path), BASE.engine).weights_bytes() == 5
+def test_an_engine_takes_its_weights_and_its_cache(llama_checkpoint: Path) -> None:
+    budget = EngineConfig(kv_budget_bytes=2**20)
+    factory = ModelFactory(str(llama_checkpoint), budget, "float32")
+    stored = sum(file.stat().st_size for file in llama_checkpoint.glob("*.safetensors"))
+    assert factory.weights_bytes() == stored > 1000
+    cache = factory.memory_bytes() - 3 * stored
+    assert 2**19 < cache <= 2**20
+    half = replace(factory, engine=EngineConfig(kv_budget_bytes=2**19))
+    assert half.memory_bytes() - 3 * stored <= 2**19
+
+
+@pytest.mark.parametrize(
+    ("files", "cores", "memory"),
+    [
+        ({}, 8, 2**34),
+        ({"cpu.max": "max 100000", "memory.max": "max"}, 8, 2**34),
+        ({"cpu.max": "250000 100000", "memory.max": str(2**30)}, 2, 2**30),
+        ({"cpu.max": "50000 100000", "memory.max": str(2**40)}, 1, 2**34),
+    ],
+)
+def test_a_container_may_leave_less_than_there_is(
+    files: Mapping[str, str],
+    cores: int,
+    memory: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(f"{text}\n")
+    monkeypatch.setattr("pipeline.machine._CGROUP", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    pages = {"SC_PHYS_PAGES": 2**22, "SC_PAGE_SIZE": 2**12}
+    monkeypatch.setattr(os, "sysconf", pages.__getitem__)
+    assert (usable_cores(), usable_memory()) == (cores, memory)

@@ -107,9 +107,9 @@ def test_a_share_is_taken_where_it_is_said_how_much_memory_each_may_take() -> No
         replace(BASE, gpus_per_actor=0.5, engine=EngineConfig(gpu_memory_utilization=0.4))
     engine = EngineConfig(kv_budget_bytes=2**30)
     shared = replace(BASE, gpus_per_actor=0.5, actors=4, engine=engine)
-    assert layout_of(shared, 1000, Cluster(16, 2, True), False).gpus == 0.5
+    assert layout_of(shared, 1000, Cluster(16, 2, True), 4).gpus == 0.5
     with pytest.raises(ValueError, match=r"must fit the 1 GPUs"):
-        layout_of(shared, 1000, Cluster(16, 1, True), False)
+        layout_of(shared, 1000, Cluster(16, 1, True), 4)
 
 
 def test_loading_is_told_by_tenths(capsys: pytest.CaptureFixture[str]) -> None:

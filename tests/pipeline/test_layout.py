@@ -38,20 +38,18 @@ def test_calls_in_flight_hold_more_than_twice_the_batch(seqs: int, rows: int, bl
     assert calls_in_flight(config, rows, MILLION) == blocks
 
 
-@pytest.mark.parametrize(("share", "calls"), [(100, 5), (36, 4), (27, 3), (7, 1), (0, 1)])
+@pytest.mark.parametrize(("share", "calls"), [(100, 5), (36, 4), (27, 3), (7, 2), (0, 2)])
 def test_no_actor_holds_more_than_its_share_of_a_small_job(share: int, calls: int) -> None:
     assert calls_in_flight(BASE, 8, share) == calls
 
 
 def test_a_layout_with_several_actors_shares_rows_tokenizers_and_writers() -> None:
     config = replace(BASE, sampling=SamplingParams(max_tokens=64))
-    one, nine = (layout_of(config, 100, HERE, False, None, None, actors) for actors in (1, 9))
+    one, nine = (layout_of(config, 100, HERE, actors) for actors in (1, 9))
     assert (one.actors, one.rows_per_block, one.held) == (1, 12, 48)
     assert (one.tokenizers, one.writers) == (1, 1)
     assert (nine.actors, nine.rows_per_block, nine.held) == (9, 1, 11)
     assert (nine.tokenizers, nine.writers) == (3, 3)
-    asked = layout_of(replace(config, actors=2), 100, HERE, False, None, None, 9)
-    assert asked.actors == 2
 
 
 @pytest.mark.parametrize(
@@ -80,7 +78,7 @@ def test_rows_that_may_have_more_tokens_of_their_own_make_smaller_blocks() -> No
     config = replace(BASE, sampling=SamplingParams(max_tokens=64))
     assert rows_per_block(config, MILLION, 1.0, None) == 256
     assert rows_per_block(config, MILLION, 1.0, None, 4096) == 21
-    layout = layout_of(config, MILLION, Cluster(16, 1, False), False, None, 4096)
+    layout = layout_of(config, MILLION, Cluster(16, 1, False), 1, tokens=4096)
     assert layout.rows_per_block == 21
 
 
@@ -106,13 +104,13 @@ def test_a_run_is_laid_out_for_the_rows_that_are_left_of_its_chunks(
     seen: list[tuple[int, int]] = []
 
     def laid_out(*given: Any) -> None:
-        seen.append((given[1], given[5]))
+        seen.append((given[1], given[-1]))
         raise LaidOutError
 
     monkeypatch.setattr("pipeline.dataflow.layout_of", laid_out)
     ledger = read_ledger(job.store, config.id_column)
     with pytest.raises(LaidOutError):
-        decode(job, Cluster(4, 0, False), [(part, 3)], ledger, Tracker(None), 37, lambda: None)
+        decode(job, Cluster(4, 0, False), 1, [(part, 3)], ledger, Tracker(None), 37, lambda: None)
     assert seen == [(3, most)]
 
 
@@ -140,21 +138,19 @@ def test_speed_is_that_of_the_last_finished_run(tmp_path: Path) -> None:
 
 
 def test_actors_leave_room_for_reading_and_writing() -> None:
-    two = replace(BASE, actors=2)
-    roomy = layout_of(two, MILLION, Cluster(4, 0, False), False)
+    roomy = layout_of(BASE, MILLION, Cluster(4, 0, False), 2)
     assert (roomy.actors, roomy.cpus, roomy.gpus, roomy.needs["CPU"]) == (2, 1.0, 0.0, 4.0)
-    tight = layout_of(two, MILLION, Cluster(3, 0, False), False)
+    tight = layout_of(BASE, MILLION, Cluster(3, 0, False), 2)
     assert (tight.actors, tight.cpus, tight.needs["CPU"]) == (2, 0.0, 2.0)
 
 
 def test_a_cluster_that_lost_gpus_for_good_runs_fewer_actors() -> None:
-    four = replace(BASE, actors=4)
     cluster = Cluster(16, 3, False)
-    assert layout_of(four, MILLION, cluster, False).actors == 4  # it may still grow
-    assert layout_of(four, MILLION, cluster, False).needs["GPU"] == 3
-    assert layout_of(four, MILLION, cluster, True).actors == 3
+    assert layout_of(BASE, MILLION, cluster, 4).actors == 4  # it may still grow
+    assert layout_of(BASE, MILLION, cluster, 4).needs["GPU"] == 3
+    assert layout_of(BASE, MILLION, cluster, 4, True).actors == 3
     with pytest.raises(ValueError, match="actors is 4 with 1 GPUs each: it must fit the 3 GPUs"):
-        layout_of(four, MILLION, Cluster(16, 3, True), False)
+        layout_of(BASE, MILLION, Cluster(16, 3, True), 4)
 
 
 def test_patience_outlasts_the_longest_row() -> None:

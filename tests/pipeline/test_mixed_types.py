@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from admg.config import SamplingParams
 from pipeline.columns import without_views
 from pipeline.config import PromptConfig, RunConfig
+from pipeline.dealing import Dealing
 from pipeline.decode import with_results
 from pipeline.keys import row_key
 from pipeline.prepare import Prepare, readable
@@ -47,12 +48,13 @@ def run_of(config: RunConfig) -> tuple[dict[int, Any], list[dict[str, Any]]]:
     prepare = Prepare(
         config.id_column, config.keep, config.prompt, None, config.row_parameters, config.sampling
     )
+    dealing = Dealing(2, 3)
     tokenize = Tokenize(StandIn(), config.prompt, None, config.sampling)
     detokenize = Detokenize(StandIn(), schema)
     rows, outputs = {}, []
     for chunk in source.chunks:
         for table in chunk.read(source.schema):
-            prepared = prepare(table)
+            prepared = dealing(prepare(table))
             columns = (prepared[PROMPT].to_pylist(), errors_of(prepared))
             found = zip(*columns, prepared[ROW_KEY].to_pylist(), strict=True)
             rows |= dict(zip(prepared[config.id_column].to_pylist(), found, strict=True))

@@ -128,7 +128,7 @@ def test_blocks_are_small_and_keep_the_batch_full(
     assert 2 <= calls <= 64
     assert calls == 64 or (calls - 1) * call >= 2 * seqs
     fewer = calls_in_flight(config, call, rows // actors)
-    assert 1 <= fewer <= calls and (fewer == 1 or fewer * call * actors <= rows)
+    assert 2 <= fewer <= calls and (fewer == 2 or fewer * call * actors <= rows)
 
 
 def input_table(prompts: dict[str, str]) -> pa.Table:

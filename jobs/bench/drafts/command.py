@@ -88,7 +88,7 @@ def _prepared(ctx: click.Context, chosen: dict[str, Any], quick: bool) -> tuple[
     """
     from jobs.bench.machine import commit, machine, versions
     from jobs.bench.prompts import model_and_prompts
-    from pipeline.cores import usable_cores
+    from pipeline.machine import usable_cores
 
     check_folder("--record", chosen.get("record"))
     _check_only(chosen.get("only", ()), quick)

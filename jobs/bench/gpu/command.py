@@ -91,7 +91,7 @@ def gpu(
     from jobs.bench.gpu.record import record as recorded
     from jobs.bench.gpu.settings import Settings
     from jobs.bench.show import write_record
-    from pipeline.cores import usable_cores
+    from pipeline.machine import usable_cores
     from pipeline.signals import sigterm_interrupts
 
     flags["threads"] = flags["threads"] or usable_cores()

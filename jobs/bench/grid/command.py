@@ -138,7 +138,7 @@ def _prepared(
     from jobs.bench.runner import check
     from jobs.bench.settings import Settings
     from jobs.bench.systems import parse_systems
-    from pipeline.cores import usable_cores
+    from pipeline.machine import usable_cores
 
     systems = parse_systems([name := chosen.pop("system")])
     if systems[-1].kind not in ("auto", "admg", "ngram"):

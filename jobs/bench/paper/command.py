@@ -124,7 +124,7 @@ def paper(ctx: click.Context, output: str, **flags: Any) -> None:
     from jobs.bench.paper.record import Record
     from jobs.bench.paper.settings import FULL, QUICK, Settings
     from jobs.bench.paper.start import check, open_record, run
-    from pipeline.cores import usable_cores
+    from pipeline.machine import usable_cores
     from pipeline.signals import sigterm_interrupts
 
     folder = Path(output)

@@ -69,7 +69,7 @@ def connected(actors: int) -> Iterator[Cluster]:
         try:
             with _same_sigterm():
                 if local:
-                    _start(max(4, os.cpu_count() or 1, actors + 2))
+                    _start(max(4, os.cpu_count() or 1, actors + 3))
                 elif started:
                     ray.init(log_to_driver=False, logging_level=logging.ERROR)
             yield Cluster.now(local)

@@ -169,14 +169,20 @@ def check_plan_of_more_rows(nights: Nights, done: RunReport) -> None:
     pq.write_table(rows, nights.folder / "more" / "two.parquet")
     config = replace(config, input=(*config.input, str(nights.folder / "more")), actors=2)
     before = files_below(nights.folder)
-    plan = make_plan(config, with_sample=False, engine_factory=nights.factory)
-    assert files_below(nights.folder) == before
-    assert (plan.rows, plan.rows_left, plan.rows_tokenised) == (7, 2, 2)
     mean = done.completion_tokens / done.rows_ok
-    assert plan.completion_tokens_left == round(2 * mean)
-    assert plan.hours is not None
-    assert plan.hours * 3600 == pytest.approx(2 * mean / (2 * done.tokens_per_second))
-    assert "earlier runs" in plan.basis[0]
+    # Two actors are twice as fast as one where each has a machine, and share the CPUs of this one.
+    for address, times in (("127.0.0.1:1", 2), ("", 1)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("RAY_ADDRESS", address)
+            patch.setattr("jobs.plan.usable_cores", lambda: 8)
+            plan = make_plan(config, with_sample=False, engine_factory=nights.factory)
+        assert files_below(nights.folder) == before
+        assert (plan.rows, plan.rows_left, plan.rows_tokenised) == (7, 2, 2)
+        assert plan.completion_tokens_left == round(2 * mean)
+        assert plan.hours is not None
+        seconds = 2 * mean / (times * done.tokens_per_second)
+        assert plan.hours * 3600 == pytest.approx(seconds)
+        assert "earlier runs" in plan.basis[0]
 
 
 def test_a_night_that_was_ended_in_the_middle_goes_on(tmp_path: Path) -> None:

@@ -56,6 +56,11 @@ class Cluster:
         return cls(resources.get("CPU", 0.0), resources.get("GPU", 0.0), local)
 
 
+def starts_ray() -> bool:
+    """Whether a run would start a Ray of its own, for want of another in process or environment."""
+    return not ray.is_initialized() and not os.environ.get("RAY_ADDRESS")
+
+
 @contextmanager
 def connected(actors: int) -> Iterator[Cluster]:
     """A Ray connection: the process's own, that of `RAY_ADDRESS` (as in a Ray job), or a new one.
@@ -63,7 +68,7 @@ def connected(actors: int) -> Iterator[Cluster]:
     A local Ray gets more logical CPUs than there are, so that reading, tokenising and writing
     always have one beside the actors; the actors share the real ones through their thread counts.
     """
-    local = not ray.is_initialized() and not os.environ.get("RAY_ADDRESS")
+    local = starts_ray()
     with _quiet(), giving_way() if local else nullcontext():
         started = not ray.is_initialized()
         try:

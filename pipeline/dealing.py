@@ -34,10 +34,14 @@ class Dealing:
     actors: int
     held: int
 
+    @property
+    def _together(self) -> int:
+        """Rows that all actors have at once."""
+        return self.actors * self.held
+
     def __call__(self, table: pa.Table) -> pa.Table:
         """The same rows; equal lengths stay in their order."""
-        together = self.actors * self.held
-        size = max(1, _WINDOW // together) * together  # no actor's part is cut in two
+        size = max(1, _WINDOW // self._together) * self._together  # nobody's part is cut in two
         windows = (table.slice(at, size) for at in range(0, table.num_rows, size))
         dealt = [window.take(self._order(window[PROMPT])) for window in windows]
         return pa.concat_tables(dealt) if dealt else table
@@ -49,8 +53,8 @@ class Dealing:
 
     def _deal(self, rows: Sequence[int]) -> list[int]:
         """All rows for the first actor, then all for the second, of as many as are held at once."""
-        together = self.actors * self.held
-        parts = [rows[at : at + together] for at in range(0, len(rows), together)]
+        starts = range(0, len(rows), self._together)
+        parts = [rows[at : at + self._together] for at in starts]
         return [
             row
             for part in parts

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from jobs.bench.measure import Shape
 from jobs.bench.systems import System
+from pipeline.machine import container
 
 if TYPE_CHECKING:
     from admg.families import ModelConfig
@@ -90,9 +91,9 @@ def available_bytes() -> int:
     if torch.cuda.is_available():
         return int(torch.cuda.mem_get_info()[0])
     found = [_host_bytes()]
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.is_file() and used.is_file() and (text := limit.read_text().strip()).isdigit():
-        found.append(int(text) - int(used.read_text()))
+    limit, used = container("memory.max"), container("memory.current")
+    if limit.isdigit() and used.isdigit():
+        found.append(int(limit) - int(used))
     return min(found)
 
 

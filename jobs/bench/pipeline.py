@@ -18,7 +18,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 import torch
 
 from admg.config import DraftConfig, EngineConfig, SamplingParams
@@ -28,7 +27,7 @@ from jobs.bench.null_runs import Say, null_engine, resume, timed
 from jobs.demo_prompts import demo_source
 from jobs.failures import EXIT_INCOMPLETE, Failure
 from pipeline.actors import actors_for
-from pipeline.cluster import Cluster
+from pipeline.cluster import Cluster, starts_ray
 from pipeline.config import PromptConfig, RunConfig
 from pipeline.errors import PipelineError
 from pipeline.factory import ModelFactory
@@ -116,11 +115,12 @@ def overhead(folder: Path, model: str, sizes: Sizes, say: Say) -> dict[str, Any]
     Raises:
         ValueError: a model that cannot be used, or has no room for `max_tokens`.
     """
-    config = _job(folder, model, sizes)
+    prompts = _prompts(sizes.prompts)
+    config = _job(folder, model, sizes, prompts)
     factory = ModelFactory.of(config)
     limit = check_job(config, factory).limit
     encoder = PromptEncoder(factory.tokenizer(), False, "truncate-right", limit)
-    token_ids = [ids for ids in encoder.encode(_prompts(sizes.prompts)) if isinstance(ids, list)]
+    token_ids = [ids for ids in encoder.encode(prompts) if isinstance(ids, list)]
     seconds: dict[str, list[float]] = {"engine": [], "engines": [], "pipeline": []}
     startups = []
     actors = actors_for(config, factory, len(token_ids), _machine())
@@ -150,8 +150,7 @@ def overhead(folder: Path, model: str, sizes: Sizes, say: Say) -> dict[str, Any]
 
 def _machine() -> Cluster:
     """What a run will find."""
-    local = not (ray.is_initialized() or os.environ.get("RAY_ADDRESS"))
-    return Cluster(usable_cores(), torch.cuda.device_count(), local)
+    return Cluster(usable_cores(), torch.cuda.device_count(), starts_ray())
 
 
 def _prompts(count: int) -> list[str]:
@@ -161,10 +160,10 @@ def _prompts(count: int) -> list[str]:
     return [texts[i % len(texts)] for i in range(count)]
 
 
-def _job(folder: Path, model: str, sizes: Sizes) -> RunConfig:
+def _job(folder: Path, model: str, sizes: Sizes, prompts: Sequence[str]) -> RunConfig:
     """The run that is measured, its input written."""
     (folder / "in").mkdir(parents=True)
-    table = pa.table({"id": list(range(sizes.prompts)), "prompt": _prompts(sizes.prompts)})
+    table = pa.table({"id": list(range(len(prompts))), "prompt": prompts})
     pq.write_table(table, folder / "in" / "prompts.parquet")
     return RunConfig(
         input=(str(folder / "in"),),

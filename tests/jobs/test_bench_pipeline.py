@@ -140,7 +140,7 @@ def test_a_whole_run(admg_batch: Call, tiny: Path, tmp_path: Path, a_ray: None) 
     ]
     assert {"cpu", "cores", "load_before"} <= set(found["machine"])
     assert {"python", "torch", "ray", "pyarrow", "model"} <= set(found["versions"])
-    assert found["sizes"] == sizes | {"threads": None, "actors": 2}
+    assert found["sizes"] == sizes | {"threads": None}
     beside = found["overhead"]
     ratio = beside["pipeline_seconds"][0] / beside["engine_seconds"][0]
     # The seconds of so small a run have few digits.

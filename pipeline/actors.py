@@ -21,7 +21,7 @@ def actors_for(
     """As configured; else 1, but for a small model on a machine of CPUs that is the whole cluster.
 
     There a core decodes faster for itself than together with the others: two engines of one thread
-    took 0.87 of the time of one of two (`deploy/records/pipeline_overhead.md`). Each gets a full
+    took 0.86 of the time of one of two (`deploy/records/pipeline_overhead.md`). Each gets a full
     batch at least, for another copy of the model takes seconds to load, and all of them fit the
     memory. Who says how many threads an actor has, but not how many actors, means one.
 

@@ -2,8 +2,8 @@
 
 On CUDA the budget is what `gpu_memory_utilization` of the device leaves beside all that is there
 already (weights, drafts, others) and what passes, rounds and their graphs are known to need. On the
-CPU it is a share of the free memory, or of all memory where one sequence needs more: the pages are
-only touched as sequences grow into them.
+CPU it is a share of the free memory, or of all memory where one sequence needs more. All of it is
+written once, as zeros, when the engine is made: what it costs is not paid while rows are decoded.
 """
 
 from __future__ import annotations

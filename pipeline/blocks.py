@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 
 from pipeline.config import RunConfig
 from pipeline.manifest import MANIFEST
 from pipeline.storage import Store
 
 _BLOCK_SECONDS = 180.0
-# Blocks of one actor's share of the job: so much of it may be decoded and not committed.
-_BLOCKS_EACH = 8
+# Blocks of one actor's share of the job, at least and at most: so much of it may be decoded and not
+# committed.
+_FEWEST_EACH, _MOST_EACH = 2, 8
 _MOST_ROWS = 256
 _MOST_CALLS = 64
 # Tokens a second of one actor where nothing has been measured: a large model, on the slow side.
@@ -26,6 +28,9 @@ def rows_per_block(
     actors: int = 1,
 ) -> int:
     """Rows committed together: as configured, or what takes an actor a few minutes at most.
+
+    A block of a small job has about a batch: as these are decoded side by side, fewer would hardly
+    be committed sooner, and each block takes some of the engine's time where that is on CPUs.
 
     The first run of a job has nothing measured. Where actors are far slower than is assumed, blocks
     take longer, but then so does every row: those of a batch are decoded side by side, and fewer in
@@ -43,8 +48,10 @@ def rows_per_block(
         return config.rows_per_block
     speed = measured or (_GPU_SPEED if gpus else _CPU_SPEED)
     in_time = speed * _BLOCK_SECONDS / (tokens or config.sampling.max_tokens)
-    share = rows / (actors * _BLOCKS_EACH)
-    return max(1, min(_MOST_ROWS, int(in_time), int(share)))
+    share = rows / actors
+    batches = round(share / config.engine.max_num_seqs)
+    blocks = min(_MOST_EACH, max(_FEWEST_EACH, batches))
+    return max(1, min(_MOST_ROWS, int(in_time), math.ceil(share / blocks)))
 
 
 def rows_per_call(config: RunConfig, committed: int) -> int:

@@ -46,9 +46,9 @@ def test_no_actor_holds_more_than_its_share_of_a_small_job(share: int, calls: in
 def test_a_layout_with_several_actors_shares_rows_tokenizers_and_writers() -> None:
     config = replace(BASE, sampling=SamplingParams(max_tokens=64))
     one, nine = (layout_of(config, 100, HERE, actors) for actors in (1, 9))
-    assert (one.actors, one.rows_per_block, one.held) == (1, 12, 48)
+    assert (one.actors, one.rows_per_block, one.held) == (1, 17, 45)
     assert (one.tokenizers, one.writers) == (1, 1)
-    assert (nine.actors, nine.rows_per_block, nine.held) == (9, 1, 11)
+    assert (nine.actors, nine.rows_per_block, nine.held) == (9, 6, 12)
     assert (nine.tokenizers, nine.writers) == (3, 3)
 
 
@@ -61,8 +61,10 @@ def test_a_layout_with_several_actors_shares_rows_tokenizers_and_writers() -> No
         (512, MILLION, 1, 1.0, None, 175),
         (16, MILLION, 1, 1.0, None, 256),
         (512, MILLION, 1, 1.0, 50.0, 17),  # slower than thought
-        (128, 56, 1, 0.0, None, 7),  # a small job still has eight blocks an actor
-        (128, 56, 4, 0.0, None, 1),
+        (64, 400, 1, 0.0, None, 50),  # a small job still has eight blocks an actor
+        (128, 56, 1, 0.0, None, 14),  # of about a batch at least
+        (128, 56, 4, 0.0, None, 7),  # and two of them
+        (128, 3, 4, 0.0, None, 1),
     ],
 )
 def test_a_block_takes_minutes_and_every_actor_gets_several(

@@ -121,7 +121,8 @@ def test_blocks_are_small_and_keep_the_batch_full(
     )
     size = rows_per_block(config, rows, gpus, speed, None, actors)
     assert 1 <= size <= 256
-    assert size == 1 or 8 * actors * size <= rows
+    assert 2 * actors * (size - 1) < rows
+    assert 8 * actors * (size - 1) < rows or size - 1 < 1.5 * seqs
     call = rows_per_call(config, size)
     assert 1 <= call <= min(size, seqs)
     calls = calls_in_flight(config, call)

@@ -231,7 +231,7 @@ _engine = [
         ENGINE,
         "--rows-per-block",
         type=int,
-        help="Rows that are committed together.  [default: what takes a few minutes]",
+        help="Rows that are committed together.  [default: what takes a few minutes at most]",
     ),
     option(
         ENGINE,

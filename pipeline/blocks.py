@@ -29,12 +29,10 @@ def rows_per_block(
 ) -> int:
     """Rows committed together: as configured, or what takes an actor a few minutes at most.
 
-    A block of a small job has about a batch: as these are decoded side by side, fewer would hardly
-    be committed sooner, and each block takes some of the engine's time where that is on CPUs.
-
-    The first run of a job has nothing measured. Where actors are far slower than is assumed, blocks
-    take longer, but then so does every row: those of a batch are decoded side by side, and fewer in
-    a block would hardly be committed sooner.
+    The rows of a batch are decoded side by side, so fewer in a block would hardly be committed
+    sooner. Hence a block of a small job has about a batch: each one takes some of the engine's time
+    where that is on CPUs. And hence it does little harm that the first run of a job has nothing
+    measured: where actors are far slower than is assumed, blocks take longer, but so do all rows.
 
     Args:
         config: the run's.
